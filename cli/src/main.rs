@@ -1,0 +1,2 @@
+//! The barycenter program: serve, node, train, generate, verify.
+fn main() {}

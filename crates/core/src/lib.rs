@@ -1,0 +1,1 @@
+//! Planner, coordinator and node as sans-I/O state machines.

@@ -1,0 +1,1 @@
+//! What a model is: configs, parameter names and shapes, weight files, tokenizers, datasets, batches.

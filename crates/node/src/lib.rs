@@ -1,0 +1,1 @@
+//! The async driver that joins core, engine and transport in one node.

@@ -1,0 +1,1 @@
+//! Ids, messages, frames and chunking: what travels between Barycenter's parts.

@@ -1,0 +1,1 @@
+//! Links between nodes: WebRTC natively, WebRTC through the page in browsers, memory in tests.

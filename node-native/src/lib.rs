@@ -1,0 +1,1 @@
+//! The native node, for computers that need no browser.

@@ -1,0 +1,1 @@
+//! The browser node: the wasm-bindgen surface.

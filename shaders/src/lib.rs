@@ -1,0 +1,1 @@
+//! The WGSL kernels of Barycenter, listed and validated.

@@ -1,0 +1,1 @@
+//! The household's server: pages, pairing, weights, datasets, runs; hosts the coordinator.

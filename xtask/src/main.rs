@@ -1,0 +1,2 @@
+//! Set-up, wasm build, web build, demo data and the test runner.
+fn main() {}
