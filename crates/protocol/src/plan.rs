@@ -1,0 +1,125 @@
+//! A plan: who computes what, with its prediction and its reasons.
+
+use crate::NodeId;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// What a node measured of itself. Times are seconds for one token, memory is bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceProfile {
+    /// Who.
+    pub node: NodeId,
+    /// Name a person gave the device.
+    pub name: String,
+    /// Multiply-accumulate throughput of the matrix product the engine uses, GFLOP/s (2 FLOP per multiply-add).
+    pub gflops: f64,
+    /// Bytes the node is willing to hold in weights, activations, gradients and optimiser state.
+    pub memory_budget_bytes: u64,
+    /// Bytes of cache it is willing to store.
+    pub storage_budget_bytes: u64,
+}
+
+/// A measured link between two nodes (both directions alike).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkProfile {
+    /// One end.
+    pub a: NodeId,
+    /// The other end.
+    pub b: NodeId,
+    /// Round trip, milliseconds.
+    pub round_trip_millis: f64,
+    /// Bulk bandwidth, bytes per second.
+    pub bytes_per_second: f64,
+}
+
+/// Costs of one layer (or embedding, or head) of a model, independent of the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerCost {
+    /// Frozen forward, FLOP per token.
+    pub forward_flops: f64,
+    /// Side network forward, FLOP per token.
+    pub side_forward_flops: f64,
+    /// Side network backward, FLOP per token.
+    pub side_backward_flops: f64,
+    /// Frozen weights, bytes as held in memory.
+    pub weight_bytes: u64,
+    /// Adapter parameters (each costs 4 × this in f32: value, gradient, two moments), count.
+    pub adapter_parameters: u64,
+    /// Activations kept per token between forward and backward, bytes.
+    pub activation_bytes: u64,
+}
+
+/// What the planner knows about a model and a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelCost {
+    /// One entry per transformer layer.
+    pub layers: Vec<LayerCost>,
+    /// The embedding, on the first stage.
+    pub embedding: LayerCost,
+    /// Final norm and head, on the last stage (FLOP per *labelled* token).
+    pub head: LayerCost,
+    /// Width of the residual stream, elements.
+    pub width: u32,
+    /// Width of the side network, elements.
+    pub side_width: u32,
+}
+
+/// A device inside a stage and the slots of every mini-batch it computes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageMember {
+    /// Who.
+    pub node: NodeId,
+    /// Slots of the mini-batch (0 .. batch), contiguous and disjoint, together all slots.
+    pub slots: Range<u32>,
+}
+
+/// Contiguous layers held by a group of devices that split every micro-batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Layers `start .. end` (0-based) of the backbone.
+    pub layers: Range<u32>,
+    /// The group, in rank order.
+    pub members: Vec<StageMember>,
+}
+
+/// What a device was given, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceReason {
+    /// Who.
+    pub node: NodeId,
+    /// A sentence for people.
+    pub reason: String,
+    /// Predicted peak memory in the fill phase, bytes.
+    pub fill_memory_bytes: u64,
+    /// Predicted peak memory in the train phase, bytes.
+    pub train_memory_bytes: u64,
+}
+
+/// Who does what in both phases, with the prediction it was chosen by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Pipeline of the fill phase, first stage first; covers all layers.
+    pub stages: Vec<Stage>,
+    /// Number of micro-batches a mini-batch is cut into in the fill phase.
+    pub micro_batches: u32,
+    /// Shares of the train phase: slots per node, contiguous, disjoint, together all slots.
+    pub train: Vec<StageMember>,
+    /// Predicted seconds of one fill step.
+    pub fill_step_seconds: f64,
+    /// Predicted seconds of one train step.
+    pub train_step_seconds: f64,
+    /// Predicted seconds of a fill step on the best single device.
+    pub single_device_fill_step_seconds: f64,
+    /// A sentence per device.
+    pub reasons: Vec<DeviceReason>,
+}
+
+impl Plan {
+    /// Every node that computes in some phase, ascending.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let mut nodes: Vec<_> = self.stages.iter().flat_map(|s| s.members.iter()).chain(&self.train).map(|m| m.node).collect();
+        nodes.sort();
+        nodes.dedup();
+        nodes
+    }
+}
