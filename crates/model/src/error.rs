@@ -1,0 +1,109 @@
+//! What can be wrong with a model folder, in sentences a person can act on.
+
+/// Why a model could not be read; each message is one sentence: what was expected, what came, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// `config.json` is not JSON.
+    #[error("config.json is not valid JSON ({0}): copy the file again from where the model came")]
+    ConfigNotJson(String),
+    /// `config.json` lacks a key that has no default.
+    #[error("config.json has no `{key}`: copy the complete file from where the model came")]
+    MissingKey {
+        /// The key.
+        key: &'static str,
+    },
+    /// `config.json` has a value that cannot be run.
+    #[error("config.json says `{key}` is {got}, but it must be {expected}")]
+    InvalidKey {
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        got: String,
+        /// What could be run.
+        expected: String,
+    },
+    /// A family this project does not run.
+    #[error("the model family `{model_type}` is not supported: choose a model whose config.json says model_type {supported}")]
+    UnknownFamily {
+        /// What `model_type` says.
+        model_type: String,
+        /// The ones that run.
+        supported: String,
+    },
+    /// The folder lacks a file.
+    #[error("the model folder {folder} has no {file}: copy it there, a folder needs config.json, model.safetensors (or its index and parts) and tokenizer.json")]
+    MissingFile {
+        /// The folder.
+        folder: String,
+        /// The file.
+        file: String,
+    },
+    /// The operating system refused.
+    #[error("{file} could not be read ({reason}): check that it exists and may be read")]
+    Io {
+        /// Path.
+        file: String,
+        /// The system's words.
+        reason: String,
+    },
+    /// A safetensors file whose header cannot be understood.
+    #[error("{file} is not a safetensors file ({reason}): copy it again from where the model came")]
+    BadHeader {
+        /// File name.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A safetensors file whose length is not what its header says.
+    #[error("{file} has {got_bytes} bytes where its header promises {expected_bytes}: it was cut off or damaged, copy it again")]
+    WrongLength {
+        /// File name.
+        file: String,
+        /// By the header.
+        expected_bytes: u64,
+        /// On disk.
+        got_bytes: u64,
+    },
+    /// `model.safetensors.index.json` cannot be used.
+    #[error("model.safetensors.index.json {reason}: copy it again from where the model came")]
+    BadIndex {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A parameter the config calls for is absent.
+    #[error("the weights lack the tensor `{name}`: config.json and the weight files must come from the same model")]
+    MissingTensor {
+        /// The parameter.
+        name: String,
+    },
+    /// A parameter has another shape than the config says.
+    #[error("the tensor `{name}` has shape {got:?} where config.json calls for {expected:?}: config.json and the weight files must come from the same model")]
+    WrongShape {
+        /// The parameter.
+        name: String,
+        /// From the config.
+        expected: Vec<usize>,
+        /// In the file.
+        got: Vec<usize>,
+    },
+    /// A parameter is stored in a number format that cannot be computed with.
+    #[error("the tensor `{name}` is stored as {dtype}, but weights must be F32, F16 or BF16: take that version of the model")]
+    WrongDtype {
+        /// The parameter.
+        name: String,
+        /// As the file names it.
+        dtype: String,
+    },
+    /// Rows were asked for that the tensor does not have.
+    #[error("rows {start}..{end} of the tensor `{name}` were asked for, but it has {rows}")]
+    NoSuchRows {
+        /// The parameter.
+        name: String,
+        /// First row.
+        start: usize,
+        /// Row after the last.
+        end: usize,
+        /// Rows there are.
+        rows: usize,
+    },
+}
