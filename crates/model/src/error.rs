@@ -106,4 +106,24 @@ pub enum ModelError {
         /// Rows there are.
         rows: usize,
     },
+    /// Bytes that are not what the manifest says.
+    #[error("the bytes received for the tensor `{name}` are not the ones its hash names: fetch them again")]
+    WrongContent {
+        /// The parameter.
+        name: String,
+    },
+    /// A tokenizer that cannot be used.
+    #[error("tokenizer.json cannot be used ({reason}): copy it again from where the model came")]
+    BadTokenizer {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tokenizer of another model.
+    #[error("tokenizer.json has token ids up to {largest}, but the model's embedding has {rows} rows: they must come from the same model")]
+    VocabularyTooLarge {
+        /// Largest id.
+        largest: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
 }

@@ -1,17 +1,27 @@
 //! What a model is: configs, parameter names and shapes, weight files, tokenizers, datasets, batches.
 
+pub mod batch;
 mod config;
+#[cfg(feature = "tokenizers")]
+pub mod dataset;
 mod error;
 #[cfg(not(target_arch = "wasm32"))]
 mod folder;
+mod manifest;
 pub mod names;
 mod tensors;
+#[cfg(feature = "tokenizers")]
+pub mod tokenizer;
 
+pub use batch::{MicroBatch, TokenSample};
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SUPPORTED_MODEL_TYPES};
 pub use error::ModelError;
 #[cfg(not(target_arch = "wasm32"))]
 pub use folder::FolderTensors;
+pub use manifest::{ByteRange, Manifest, ManifestFile, ManifestTensor, hash_bytes};
 pub use tensors::{
     MAX_HEADER_BYTES, MemoryTensors, RawTensor, SafetensorsHeader, TensorDtype, TensorEntry, TensorSource,
     write_safetensors,
 };
+#[cfg(feature = "tokenizers")]
+pub use tokenizer::TextTokenizer;
