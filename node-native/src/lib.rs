@@ -1,1 +1,3 @@
 //! The native node, for computers that need no browser.
+
+pub mod files;
