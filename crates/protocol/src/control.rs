@@ -158,6 +158,13 @@ pub enum FromNode {
     },
     /// One optimiser step was applied. Sent by every node of the plan that took part.
     StepDone(StepReport),
+    /// No progress for some seconds for want of messages from these nodes; repeated while it lasts.
+    Waiting {
+        /// Which generation.
+        generation: Generation,
+        /// Whose messages are missing.
+        peers: Vec<NodeId>,
+    },
     /// The phase is over here; `holdings` is complete.
     PhaseDone {
         /// Which generation.
@@ -279,6 +286,10 @@ pub struct Assignment {
     pub checkpoint: Option<CheckpointRef>,
     /// Whether the backbone is needed in this generation (fill or refill to come).
     pub needs_backbone: bool,
+    /// Whether this generation trains through the pipeline, so that a node holds its stage's part of the adapter
+    /// (otherwise every node of `plan.train` holds the whole adapter).
+    #[serde(default)]
+    pub fills: bool,
 }
 
 /// A consistent state of adapter and optimiser on the server.

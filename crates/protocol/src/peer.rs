@@ -80,6 +80,20 @@ pub enum PeerMessage {
         /// Length of each tap's entry, bytes.
         lengths: Vec<u32>,
     },
+    /// The activations of a forward-only micro-batch were used: the sender may go on (it runs a bounded number ahead).
+    ActivationUsed {
+        /// Work it belongs to.
+        key: MicroKey,
+    },
+    /// Cache entries were stored: the sender may go on (it runs a bounded number ahead).
+    CacheStored {
+        /// Which generation.
+        generation: Generation,
+        /// Whose.
+        sample: SampleId,
+        /// First tap.
+        first_tap: u16,
+    },
 }
 
 /// A step of a generation.
@@ -127,16 +141,16 @@ impl PeerMessage {
             Self::SideGradient { .. } => TrafficKind::SideGradients,
             Self::GradientShard { .. } | Self::ReducedShard { .. } => TrafficKind::AdapterGradients,
             Self::CacheEntries { .. } => TrafficKind::Cache,
-            Self::Ping(_) | Self::Pong(_) | Self::ProbeResult { .. } | Self::GradientNorm { .. } => TrafficKind::Other,
+            Self::Ping(_) | Self::Pong(_) | Self::ProbeResult { .. } | Self::GradientNorm { .. } | Self::ActivationUsed { .. } | Self::CacheStored { .. } => TrafficKind::Other,
         }
     }
 
     /// The generation it belongs to, if to one.
     pub fn generation(&self) -> Option<Generation> {
         match self {
-            Self::Activation { key, .. } | Self::SideGradient { key, .. } => Some(key.step.generation),
+            Self::Activation { key, .. } | Self::SideGradient { key, .. } | Self::ActivationUsed { key } => Some(key.step.generation),
             Self::GradientShard { key, .. } | Self::ReducedShard { key, .. } | Self::GradientNorm { key, .. } => Some(key.generation),
-            Self::CacheEntries { generation, .. } => Some(*generation),
+            Self::CacheEntries { generation, .. } | Self::CacheStored { generation, .. } => Some(*generation),
             Self::Ping(_) | Self::Pong(_) | Self::ProbeResult { .. } => None,
         }
     }
