@@ -1,0 +1,19 @@
+//! Builds the pages.
+
+use anyhow::Result;
+
+use crate::root::root;
+use crate::run::{command, run, step};
+use crate::wasm;
+
+/// Builds the browser node and the pages into `web/dist`.
+pub fn build(quick: bool) -> Result<()> {
+    wasm::build(quick)?;
+    step("pages", || {
+        let mut build = command("node", [root().join("web/build.mjs")]);
+        if quick {
+            build.arg("--quick");
+        }
+        run(&mut build)
+    })
+}
