@@ -1,0 +1,66 @@
+// out[t,:] = table[ids[t] - first_row, :] where first_row <= ids[t] < first_row + table_rows
+// table: [table_rows, width] in DTYPE (0 f32, 1 f16, 2 bf16, the latter two packed two per word). ids: [tokens] u32.
+// out: [tokens, width]; rows whose id lies outside the shard are left as they are. len = tokens * width.
+// Dispatch: 256 invocations a workgroup, one element each, workgroups in x then y.
+
+struct Params {
+    table_at: u32,
+    ids_at: u32,
+    out_at: u32,
+    len: u32,
+    width: u32,
+    first_row: u32,
+    table_rows: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> table: array<u32>;
+@group(0) @binding(2) var<storage, read> ids: array<u32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+const DTYPE: u32 = 0u;
+
+// Exact f16 to f32 in integers: the built-in may flush subnormals.
+fn half_to_float(bits: u32) -> f32 {
+    let sign = (bits & 0x8000u) << 16u;
+    let exponent = (bits >> 10u) & 31u;
+    let mantissa = bits & 0x3ffu;
+    if exponent == 0u {
+        // A subnormal is mantissa * 2^-24, a normal f32.
+        let magnitude = f32(mantissa) * 5.9604644775390625e-8;
+        return bitcast<f32>(bitcast<u32>(magnitude) | sign);
+    }
+    if exponent == 31u {
+        return bitcast<f32>(sign | 0x7f800000u | (mantissa << 13u));
+    }
+    return bitcast<f32>(sign | ((exponent + 112u) << 23u) | (mantissa << 13u));
+}
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * 256u + lane;
+    if i >= params.len {
+        return;
+    }
+    let row = ids[params.ids_at + i / params.width] - params.first_row; // wraps below first_row: then too large
+    if row >= params.table_rows {
+        return;
+    }
+    let at = params.table_at + row * params.width + i % params.width;
+    var y: f32;
+    if DTYPE == 0u {
+        y = bitcast<f32>(table[at]);
+    } else {
+        let half = (table[at >> 1u] >> ((at & 1u) * 16u)) & 0xffffu;
+        if DTYPE == 1u {
+            y = half_to_float(half);
+        } else {
+            y = bitcast<f32>(half << 16u);
+        }
+    }
+    out[params.out_at + i] = y;
+}

@@ -1,0 +1,30 @@
+// out[i,:] = x[indices[i],:]
+// x: [*, cols]. indices: [rows] u32. out: [rows, cols]. len = rows * cols. out is overwritten.
+// Dispatch: 256 invocations a workgroup, one element each, workgroups in x then y.
+
+struct Params {
+    x_at: u32,
+    indices_at: u32,
+    out_at: u32,
+    len: u32,
+    cols: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> indices: array<u32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * 256u + lane;
+    if i >= params.len {
+        return;
+    }
+    let row = indices[params.indices_at + i / params.cols];
+    out[params.out_at + i] = x[params.x_at + row * params.cols + i % params.cols];
+}

@@ -1,0 +1,89 @@
+// c[m,n] (+)= a[m,k] b[n,k]^T for few rows (m <= ROWS), as in decoding: bound by reading b once.
+// a, c: f32. b: f32, or two f16 or bf16 to a word (B_DTYPE 1, 2). k and the offsets of a and b are multiples of four.
+// Accumulates when accumulate = 1, else overwrites c.
+// Dispatch: 64 invocations a workgroup: 8 columns of c, 8 invocations to a column, each taking every 8th vec4 of k;
+// workgroups in x then y.
+
+struct Params {
+    a_at: u32,
+    b_at: u32,
+    c_at: u32,
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+
+const B_DTYPE: u32 = 0u;
+const ROWS: u32 = 8u;
+
+var<workgroup> partial: array<f32, ROWS * 64u>;
+
+fn unpack_pair(word: u32) -> vec2<f32> {
+    if B_DTYPE == 1u {
+        return unpack2x16float(word);
+    }
+    return vec2(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
+}
+
+// Four neighbours from element `at` on; at is a multiple of four.
+fn b_quad(at: u32) -> vec4<f32> {
+    if B_DTYPE == 0u {
+        return bitcast<vec4<f32>>(b[at >> 2u]);
+    }
+    let words = b[at >> 3u];
+    let pair = select(words.xy, words.zw, (at & 4u) != 0u);
+    return vec4(unpack_pair(pair.x), unpack_pair(pair.y));
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let column = (group.y * groups.x + group.x) * 8u + lane / 8u;
+    var acc: array<f32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        acc[r] = 0.0;
+    }
+    if column < params.n {
+        for (var i = (lane % 8u) * 4u; i < params.k; i += 32u) {
+            let weights = b_quad(params.b_at + column * params.k + i);
+            for (var r = 0u; r < ROWS; r++) {
+                if r < params.m {
+                    acc[r] += dot(weights, a[(params.a_at + r * params.k + i) >> 2u]);
+                }
+            }
+        }
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        partial[r * 64u + lane] = acc[r];
+    }
+    workgroupBarrier();
+    for (var s = 4u; s > 0u; s = s / 2u) {
+        if lane % 8u < s {
+            for (var r = 0u; r < ROWS; r++) {
+                partial[r * 64u + lane] += partial[r * 64u + lane + s];
+            }
+        }
+        workgroupBarrier();
+    }
+    if lane % 8u == 0u && column < params.n {
+        for (var r = 0u; r < ROWS; r++) {
+            if r < params.m {
+                let at = params.c_at + r * params.n + column;
+                var y = partial[r * 64u + lane];
+                if params.accumulate == 1u {
+                    y += c[at];
+                }
+                c[at] = y;
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+// out[t,c] = base[t,c] + rho[t] * u[t,c]
+// base, u, out: [rows, cols]. rho: [rows]. len = rows * cols. out is overwritten.
+// Dispatch: 256 invocations a workgroup, one element each, workgroups in x then y.
+
+struct Params {
+    base_at: u32,
+    rho_at: u32,
+    u_at: u32,
+    out_at: u32,
+    len: u32,
+    cols: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> base: array<f32>;
+@group(0) @binding(2) var<storage, read> rho: array<f32>;
+@group(0) @binding(3) var<storage, read> u: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * 256u + lane;
+    if i >= params.len {
+        return;
+    }
+    out[params.out_at + i] = base[params.base_at + i] + rho[params.rho_at + i / params.cols] * u[params.u_at + i];
+}
