@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -67,8 +67,11 @@ impl Step {
                 Ok(Count::default())
             }
             Self::Types => types().map(|()| Count::one_passed()),
-            Self::Pages => node_tests(&["web/src", "web/test", "tests/unit"]),
-            Self::Browser => node_tests(&["tests/browser"]),
+            Self::Pages => {
+                bundle_page_tests()?;
+                node_tests(&page_tests())
+            }
+            Self::Browser => node_tests(&root().join("tests/browser")),
         }
     }
 }
@@ -196,21 +199,40 @@ fn types() -> Result<()> {
     run(command("node", [npm_tool("typescript", "bin/tsc")]).args(["--noEmit", "-p"]).arg(config))
 }
 
-/// `node --test` over the test files in these folders, one file at a time: two cores carry one browser.
-fn node_tests(folders: &[&str]) -> Result<Count> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    for folder in folders {
-        let Ok(entries) = fs::read_dir(root().join(folder)) else { continue };
-        for entry in entries {
-            let path = entry.with_context(|| format!("{folder} cannot be read"))?.path();
-            if path.to_string_lossy().ends_with(".test.mjs") {
-                files.push(path);
-            }
+/// Where the page tests go, as JavaScript.
+fn page_tests() -> PathBuf {
+    target().join("page-tests")
+}
+
+/// Turns `web/test/*.test.ts`, with what they import, into JavaScript that Node.js runs.
+fn bundle_page_tests() -> Result<()> {
+    // What an earlier run left of a test that is gone would run again.
+    let _ = fs::remove_dir_all(page_tests());
+    run(command("node", [npm_tool("esbuild", "bin/esbuild")])
+        .args(files_ending(&root().join("web/test"), ".test.ts")?)
+        .args(["--bundle", "--platform=node", "--format=esm", "--sourcemap=inline", "--log-level=warning"])
+        .args(["--jsx=automatic", "--jsx-import-source=preact", "--out-extension:.js=.mjs"])
+        .arg(format!("--outdir={}", page_tests().display())))
+}
+
+/// The files of a folder with this ending, in alphabetical order.
+fn files_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))? {
+        let path = entry.with_context(|| format!("{} cannot be read", folder.display()))?.path();
+        if path.to_string_lossy().ends_with(ending) {
+            files.push(path);
         }
     }
     files.sort();
+    Ok(files)
+}
+
+/// `node --test` over the test files of a folder, one file at a time: two cores carry one browser.
+fn node_tests(folder: &Path) -> Result<Count> {
+    let files = files_ending(folder, ".test.mjs")?;
     if files.is_empty() {
-        return Ok(Count::default());
+        bail!("{} holds no test", folder.display());
     }
     counted(
         command("node", ["--test", "--test-reporter=spec", "--test-concurrency=1"]).args(files),
