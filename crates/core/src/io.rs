@@ -11,8 +11,9 @@
 //!    dropped when the next [`Job::Prepare`] runs or at once. Downloaded weights and the cache stay.
 //! 4. Gradients are zero after [`Job::Prepare`] and after [`Job::ApplyUpdate`]; [`Job::Backward`] and
 //!    [`Job::CachedStep`] add to them.
-//! 5. `FromNode::{Alive, Progress, Signal}` are the driver's own: `Alive` each second with its counters, `Progress`
-//!    at least every 10 s while a `Prepare` downloads. `ToNode::{Ping, Signal}` are the driver's too. `ToNode::{Dial,
+//! 5. `FromNode::{Alive, Progress, Signal, LinkUp}` are the driver's own: `Alive` each second with its counters,
+//!    `Progress` at least every 10 s while a `Prepare` downloads, `LinkUp` with what the transport measured (besides
+//!    [`NodeInput::LinkUp`]). `FromNode::{LinkDown, Leave}`: the node says `LinkDown`, the driver `Leave`. `ToNode::{Ping, Signal}` are the driver's too. `ToNode::{Dial,
 //!    HangUp, Goodbye}` may be given to the node, which ignores them, or not.
 //! 6. Ping, Pong and ProbeResult stay in the transport.
 

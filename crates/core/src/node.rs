@@ -1,35 +1,364 @@
 //! A node: takes part in generations as the coordinator says, together with its peers.
+//!
+//! `handle(now, input)`, then `poll()` until it answers `Wait`. One generation at a time; within it at most one job of
+//! it is outstanding. Messages of other generations are dropped, early ones of this generation wait in the inbox.
 
-use crate::io::{Micros, NodeInput, NodeOutput};
-use barycenter_protocol::{Generation, NodeId};
+mod mailbox;
+mod pipeline;
+mod redistribute;
+mod reduce;
+mod steps;
+mod work;
+
+use crate::io::{Job, JobId, JobResult, LossPart, Micros, NodeInput, NodeOutput, SECOND, StagePart};
+use crate::order::SampleOrder;
+use barycenter_protocol::control::{Assignment, FromNode, Phase, PhaseKind, ToNode};
+use barycenter_protocol::{Generation, NodeId, SampleId};
+use mailbox::{Inbox, Outbox};
+use pipeline::Refill;
+use redistribute::Redistribute;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use steps::{Steps, Way};
+
+/// A node that waits for peers this long says for whom, and again each time it passes.
+const WAITING_REPORT: Micros = 5 * SECOND;
 
 /// The machine in a device.
 #[derive(Debug)]
-pub struct Node {}
+pub struct Node {
+    id: NodeId,
+    paused: bool,
+    active: Option<Active>,
+    next_job: u64,
+    generates: BTreeMap<JobId, u64>,
+    out: Outbox,
+}
+
+/// What a generation is about, fixed while it lasts.
+#[derive(Debug)]
+struct Setup {
+    id: NodeId,
+    assignment: Box<Assignment>,
+    order: SampleOrder,
+    part: Option<StagePart>,
+    train_slots: Option<Range<u32>>,
+}
+
+#[derive(Debug)]
+struct Active {
+    setup: Setup,
+    inbox: Inbox,
+    doing: Doing,
+    job: Option<JobId>,
+    has_backbone: bool,
+    idle_since: Option<Micros>,
+    wait_seconds: f64,
+    waiting: Option<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    peers: Vec<NodeId>,
+    report_at: Micros,
+}
+
+#[derive(Debug)]
+enum Doing {
+    Preparing,
+    Idle,
+    /// Frees the frozen weights before what comes after.
+    Releasing(Box<Doing>),
+    Fill(Steps),
+    Refill(Refill),
+    Redistribute(Redistribute),
+    Train(Steps),
+    /// Asks what the cache holds, to report the end of a phase.
+    Counting(PhaseKind),
+    /// Cannot go on; waits for the next generation.
+    Stuck,
+}
+
+/// What comes next in a phase.
+#[derive(Debug)]
+enum Next {
+    /// Run this.
+    Job(Job),
+    /// Nothing before these peers send something.
+    Wait(Vec<NodeId>),
+    /// Nothing before something else happens.
+    Hold,
+    /// Look again.
+    Again,
+    /// The phase is over.
+    Done,
+}
+
+/// Sums over a step at one node.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    loss: LossPart,
+    samples: Vec<SampleId>,
+    backbone_seconds: f64,
+    side_seconds: f64,
+}
+
+impl Setup {
+    fn new(id: NodeId, assignment: Box<Assignment>) -> Self {
+        let plan = &assignment.plan;
+        let stages = plan.stages.len();
+        let part = plan.stages.iter().enumerate().find(|(_, s)| s.members.iter().any(|m| m.node == id)).map(|(stage, s)| StagePart {
+            stage,
+            layers: s.layers.clone(),
+            taps: taps_of_stage(stage, &s.layers),
+            is_first: stage == 0,
+            is_last: stage + 1 == stages,
+        });
+        let train_slots = plan.train.iter().find(|m| m.node == id).map(|m| m.slots.clone());
+        Self { id, order: SampleOrder::of(&assignment.spec), part, train_slots, assignment }
+    }
+
+    fn labels(&self, samples: impl Iterator<Item = SampleId>) -> u64 {
+        samples.filter_map(|s| self.assignment.spec.sample_sizes.get(s.0 as usize)).map(|s| u64::from(s.labels)).sum()
+    }
+}
+
+/// Taps that a stage produces: the output of each of its layers, and on the first stage the embedding output.
+pub(crate) fn taps_of_stage(stage: usize, layers: &Range<u32>) -> Range<u32> {
+    if stage == 0 { 0..layers.end + 1 } else { layers.start + 1..layers.end + 1 }
+}
 
 impl Node {
     /// A node that has just joined under this id. After a lost stream the device joins anew, and a new machine starts.
     pub fn new(id: NodeId) -> Self {
-        todo!("{id}")
+        Self { id, paused: false, active: None, next_job: 0, generates: BTreeMap::new(), out: Outbox::default() }
     }
 
     /// Takes one input at time `now`.
     pub fn handle(&mut self, now: Micros, input: NodeInput) {
-        todo!("{now} {input:?}")
+        match input {
+            NodeInput::Server(message) => self.server(message),
+            NodeInput::LinkUp { peer } => {
+                self.out.links.insert(peer);
+            }
+            NodeInput::LinkDown { peer, reason } => {
+                self.out.links.remove(&peer);
+                self.out.server(FromNode::LinkDown { peer, reason });
+            }
+            NodeInput::Peer { from, message, blob } => {
+                self.out.adopt(blob);
+                let wanted = match &mut self.active {
+                    Some(active) if message.generation() == Some(active.setup.assignment.generation) && !matches!(active.doing, Doing::Stuck) => active.inbox.put(from, message, blob),
+                    _ => false,
+                };
+                if !wanted {
+                    self.out.drop_blob(blob);
+                }
+            }
+            NodeInput::JobDone { job, result } => self.job_done(now, job, result),
+            NodeInput::Tick => {}
+        }
+        self.advance(now);
     }
 
     /// The next output; call until it is `Wait`.
     pub fn poll(&mut self) -> NodeOutput {
-        todo!()
+        self.out.queue.pop_front().unwrap_or_else(|| NodeOutput::Wait(self.active.as_ref().and_then(|a| a.waiting.as_ref()).map(|w| w.report_at)))
     }
 
     /// The generation it works for.
     pub fn generation(&self) -> Option<Generation> {
-        todo!()
+        self.active.as_ref().map(|a| a.setup.assignment.generation)
     }
 
-    /// What it does now, for people.
-    pub fn activity(&self) -> String {
-        todo!()
+    /// What it does now, for people, and the part of it done (0 … 1) where that is known.
+    pub fn activity(&self) -> (String, Option<f32>) {
+        let Some(active) = &self.active else { return ("idle".into(), None) };
+        let layers = || active.setup.part.as_ref().map_or(String::new(), |p| format!("stage {}, layers {}–{}", p.stage + 1, p.layers.start, p.layers.end.saturating_sub(1)));
+        match &active.doing {
+            Doing::Preparing => ("getting ready".into(), None),
+            Doing::Idle | Doing::Releasing(_) | Doing::Counting(_) => ("ready".into(), None),
+            Doing::Fill(steps) => (format!("{}: filling the cache", layers()), Some(steps.fraction())),
+            Doing::Refill(refill) => (format!("{}: computing missing cache entries", layers()), Some(refill.fraction())),
+            Doing::Redistribute(r) => ("exchanging cache entries".into(), Some(r.fraction())),
+            Doing::Train(steps) => (format!("training from the cache, epoch {}, step {}", steps.at().0 + 1, steps.at().1 + 1), Some(steps.fraction())),
+            Doing::Stuck => ("waiting for a new plan".into(), None),
+        }
+    }
+
+    fn server(&mut self, message: ToNode) {
+        match message {
+            ToNode::Prepare(assignment) => {
+                self.abandon();
+                let setup = Setup::new(self.id, assignment);
+                let job = Job::Prepare { assignment: setup.assignment.clone(), part: setup.part.clone(), train_slots: setup.train_slots.clone() };
+                let mut active = Active {
+                    inbox: Inbox::default(),
+                    doing: Doing::Preparing,
+                    job: None,
+                    has_backbone: setup.assignment.needs_backbone && setup.part.is_some(),
+                    idle_since: None,
+                    wait_seconds: 0.0,
+                    waiting: None,
+                    setup,
+                };
+                active.job = Some(self.run(job));
+                self.active = Some(active);
+            }
+            ToNode::Begin { generation, phase } => {
+                if let Some(active) = self.active.as_mut().filter(|a| a.setup.assignment.generation == generation && matches!(a.doing, Doing::Idle)) {
+                    active.begin(phase);
+                }
+            }
+            ToNode::Pause => self.paused = true,
+            ToNode::Resume => self.paused = false,
+            ToNode::Abort { generation } => {
+                if self.active.as_ref().is_some_and(|a| a.setup.assignment.generation <= generation) {
+                    self.abandon();
+                }
+            }
+            ToNode::Generate(request) => {
+                let number = request.request;
+                let job = self.run(Job::Generate(request));
+                self.generates.insert(job, number);
+            }
+            ToNode::Ping | ToNode::Dial { .. } | ToNode::HangUp { .. } | ToNode::Signal { .. } | ToNode::Goodbye { .. } => {}
+        }
+    }
+
+    fn run(&mut self, job: Job) -> JobId {
+        let id = JobId(self.next_job);
+        self.next_job += 1;
+        self.out.queue.push_back(NodeOutput::Run(id, job));
+        id
+    }
+
+    fn abandon(&mut self) {
+        if self.active.take().is_some() {
+            self.out.queue.push_back(NodeOutput::CancelAll);
+            self.out.drop_all();
+        }
+    }
+
+    fn job_done(&mut self, now: Micros, job: JobId, result: JobResult) {
+        if let Some(request) = self.generates.remove(&job) {
+            self.out.server(match result {
+                JobResult::Generated { base, tuned } => FromNode::Generated { request, base, tuned },
+                JobResult::Failed { reason } => FromNode::GenerateFailed { request, reason },
+                _ => FromNode::GenerateFailed { request, reason: "the device gave no answers: ask again".into() },
+            });
+            return;
+        }
+        self.out.adopt(result.blobs());
+        let Some(active) = self.active.as_mut().filter(|a| a.job == Some(job)) else {
+            self.out.drop_blob(result.blobs());
+            return;
+        };
+        active.job = None;
+        active.idle_since = Some(now);
+        active.job_done(result, &mut self.out);
+    }
+
+    fn advance(&mut self, now: Micros) {
+        loop {
+            let Some(active) = self.active.as_mut().filter(|a| a.job.is_none()) else { return };
+            let next = active.next(&mut self.out, self.paused);
+            if let Some(peer) = self.out.unreachable.take() {
+                active.doing = Doing::Stuck;
+                active.waiting = None;
+                self.out.server(FromNode::LinkDown { peer, reason: "there is no link to it".into() });
+                return;
+            }
+            match next {
+                Next::Job(job) => {
+                    let waited = active.idle_since.take().map_or(0, |since| now.saturating_sub(since));
+                    active.wait_seconds += waited as f64 / SECOND as f64;
+                    active.waiting = None;
+                    let id = JobId(self.next_job);
+                    active.job = Some(id);
+                    self.run(job);
+                }
+                Next::Wait(peers) => {
+                    match &mut active.waiting {
+                        Some(waiting) if waiting.peers == peers => {
+                            if waiting.report_at <= now {
+                                waiting.report_at = now + WAITING_REPORT;
+                                self.out.server(FromNode::Waiting { generation: active.setup.assignment.generation, peers });
+                            }
+                        }
+                        waiting => *waiting = Some(Waiting { peers, report_at: now + WAITING_REPORT }),
+                    }
+                    return;
+                }
+                Next::Hold => {
+                    active.waiting = None;
+                    active.idle_since = None;
+                    return;
+                }
+                Next::Again | Next::Done => active.idle_since = active.idle_since.or(Some(now)),
+            }
+        }
+    }
+}
+
+impl Active {
+    fn begin(&mut self, phase: Phase) {
+        let setup = &self.setup;
+        let stage = setup.part.as_ref().map(|p| p.stage);
+        let doing = match (phase, stage) {
+            (Phase::Fill { from_step }, Some(stage)) => Doing::Fill(Steps::new(setup, Way::Fill { stage }, 0, from_step, 0)),
+            (Phase::Refill { samples }, Some(stage)) => Doing::Refill(Refill::new(setup, stage, samples)),
+            (Phase::Redistribute { sends, expect }, _) => Doing::Redistribute(Redistribute::new(sends, expect)),
+            (Phase::Train { epoch, from_step, last_epoch }, _) if setup.train_slots.is_some() => Doing::Train(Steps::new(setup, Way::Train, epoch, from_step, last_epoch)),
+            (Phase::Fill { .. }, None) => Doing::Counting(PhaseKind::Fill),
+            (Phase::Refill { .. }, None) => Doing::Counting(PhaseKind::Refill),
+            (Phase::Train { .. }, _) => Doing::Counting(PhaseKind::Train),
+        };
+        let releases = self.has_backbone && matches!(doing, Doing::Redistribute(_) | Doing::Train(_));
+        self.doing = if releases { Doing::Releasing(Box::new(doing)) } else { doing };
+    }
+
+    fn next(&mut self, out: &mut Outbox, paused: bool) -> Next {
+        let Self { setup, inbox, doing, wait_seconds, .. } = self;
+        let (next, kind) = match doing {
+            Doing::Preparing | Doing::Idle | Doing::Stuck => return Next::Hold,
+            Doing::Releasing(_) => return Next::Job(Job::ReleaseBackbone),
+            Doing::Counting(_) => return Next::Job(Job::Holdings),
+            Doing::Fill(steps) => (steps.next(setup, inbox, out, paused, wait_seconds), PhaseKind::Fill),
+            Doing::Train(steps) => (steps.next(setup, inbox, out, paused, wait_seconds), PhaseKind::Train),
+            Doing::Refill(refill) => (refill.next(setup, inbox, out, paused), PhaseKind::Refill),
+            Doing::Redistribute(redistribute) => (redistribute.next(setup, inbox, paused), PhaseKind::Redistribute),
+        };
+        if matches!(next, Next::Done) {
+            *doing = Doing::Counting(kind);
+        }
+        next
+    }
+
+    fn job_done(&mut self, result: JobResult, out: &mut Outbox) {
+        let generation = self.setup.assignment.generation;
+        if let JobResult::Failed { reason } = result {
+            out.server(FromNode::Failed { generation, reason });
+            self.doing = Doing::Stuck;
+            return;
+        }
+        match (&mut self.doing, result) {
+            (Doing::Preparing, JobResult::Prepared { holdings }) => {
+                out.server(FromNode::Prepared { generation, holdings });
+                self.doing = Doing::Idle;
+            }
+            (Doing::Counting(phase), JobResult::Holdings(holdings)) => {
+                out.server(FromNode::PhaseDone { generation, phase: *phase, holdings });
+                self.doing = Doing::Idle;
+            }
+            (Doing::Releasing(after), JobResult::Released) => {
+                self.has_backbone = false;
+                self.doing = std::mem::replace(after, Doing::Idle);
+            }
+            (Doing::Fill(steps) | Doing::Train(steps), result) => steps.job_done(&self.setup, result, out),
+            (Doing::Refill(refill), result) => refill.job_done(result, out),
+            (Doing::Redistribute(redistribute), result) => redistribute.job_done(&self.setup, result, out),
+            _ => {}
+        }
     }
 }

@@ -194,6 +194,13 @@ pub enum FromNode {
         /// Token ids of the tuned model's answers, if asked for.
         tuned: Option<Vec<Vec<u32>>>,
     },
+    /// The prompts of a `Generate` could not be answered.
+    GenerateFailed {
+        /// Request.
+        request: u64,
+        /// For people.
+        reason: String,
+    },
     /// The node cannot do what it was asked; the sentence goes to the dashboard. The run re-plans without it.
     Failed {
         /// Which generation (or the latest).

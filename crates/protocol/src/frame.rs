@@ -106,19 +106,28 @@ pub struct Message {
 pub fn chunk(kind: FrameKind, message_id: u32, body: &[u8], max_frame_bytes: usize) -> impl Iterator<Item = Vec<u8>> + '_ {
     let room = max_frame_bytes.clamp(HEADER_BYTES + 1, MAX_FRAME_BYTES) - HEADER_BYTES;
     let count = body.len().div_ceil(room).max(1);
-    (0..count).map(move |i| {
-        let start = i * room;
-        let end = (start + room).min(body.len());
-        let mut frame = Vec::with_capacity(HEADER_BYTES + end - start);
-        frame.extend_from_slice(&MAGIC.to_le_bytes());
-        frame.push(crate::PROTOCOL_VERSION.major);
-        frame.push(kind as u8);
-        frame.extend_from_slice(&message_id.to_le_bytes());
-        frame.extend_from_slice(&(start as u32).to_le_bytes());
-        frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        frame.extend_from_slice(&body[start..end]);
-        frame
-    })
+    (0..count).map(move |i| cut(kind, message_id, [body, &[]], i * room, max_frame_bytes))
+}
+
+/// The frame that starts at `offset` of a message whose body is the two parts one after the other.
+///
+/// # Panics
+/// If `offset` is behind the end of the body.
+pub fn cut(kind: FrameKind, message_id: u32, parts: [&[u8]; 2], offset: usize, max_frame_bytes: usize) -> Vec<u8> {
+    let room = max_frame_bytes.clamp(HEADER_BYTES + 1, MAX_FRAME_BYTES) - HEADER_BYTES;
+    let border = parts[0].len();
+    let total = border + parts[1].len();
+    let end = (offset + room).min(total);
+    let mut frame = Vec::with_capacity(HEADER_BYTES + end - offset);
+    frame.extend_from_slice(&MAGIC.to_le_bytes());
+    frame.push(crate::PROTOCOL_VERSION.major);
+    frame.push(kind as u8);
+    frame.extend_from_slice(&message_id.to_le_bytes());
+    frame.extend_from_slice(&(offset as u32).to_le_bytes());
+    frame.extend_from_slice(&(total as u32).to_le_bytes());
+    frame.extend_from_slice(&parts[0][offset.min(border)..end.min(border)]);
+    frame.extend_from_slice(&parts[1][offset.max(border) - border..end.max(border) - border]);
+    frame
 }
 
 /// Puts the frames of one ordered channel together again.
@@ -220,6 +229,15 @@ mod tests {
                 }
             }
             prop_assert_eq!(done.into_iter().map(|b| b.expect("complete")).collect::<Vec<_>>(), bodies);
+        }
+
+        #[test]
+        fn a_body_in_two_parts_is_cut_like_one(body in prop::collection::vec(any::<u8>(), 0..300), border in 0usize..300, size in 17usize..120) {
+            let parts = body.split_at(border.min(body.len()));
+            for frame in chunk(FrameKind::Tensor, 3, &body, size) {
+                let offset = u32::from_le_bytes([frame[8], frame[9], frame[10], frame[11]]) as usize;
+                prop_assert_eq!(cut(FrameKind::Tensor, 3, [parts.0, parts.1], offset, size), frame);
+            }
         }
 
         #[test]

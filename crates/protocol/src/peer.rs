@@ -17,6 +17,18 @@ pub struct Hello {
     pub proof: [u8; 32],
 }
 
+impl Hello {
+    /// As the body of a frame message.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("numbers have no failing serialiser")
+    }
+
+    /// The inverse of [`Hello::encode`].
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        postcard::from_bytes(body).map_err(|_| DecodeError)
+    }
+}
+
 /// A message between nodes; `data`, where there is any, follows the postcard header in the same frame message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum PeerMessage {
