@@ -1,6 +1,23 @@
 //! Tensors, reverse-mode differentiation, the WebGPU and CPU back ends, adapters, optimiser and cache.
 
 mod backend;
+pub mod cpu;
+mod error;
+pub mod llama;
+pub mod loss;
+#[allow(missing_docs, reason = "the formula of each operation names its fields")]
 pub mod op;
+pub mod optim;
+pub mod packed;
+pub mod params;
+pub mod side;
+pub mod tape;
+pub mod tensor;
+pub mod train_full;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod verify;
 
 pub use backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse};
+pub use cpu::CpuBackend;
+pub use error::EngineError;
+pub use tensor::{Device, Tensor};

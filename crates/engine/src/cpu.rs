@@ -1,0 +1,242 @@
+//! The CPU back end: every [`Op`] executed at once, with SIMD, on buffers in ordinary memory.
+//!
+//! Natively the rows of an operation are spread over threads; in the browser everything runs on the one thread of
+//! the node's worker, with simd128. The functions in `cpu/` are the twins of the WGSL kernels of the same names.
+
+mod attention;
+mod elementwise;
+mod matmul;
+mod norm;
+mod rows;
+pub(crate) mod simd;
+mod slab;
+mod softmax;
+
+use crate::backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse};
+use crate::op::{BufferId, Op};
+use futures::future::LocalBoxFuture;
+use slab::Slab;
+use std::cell::RefCell;
+
+/// Executes operations on the processor, in the order given, as soon as they are given.
+pub struct CpuBackend {
+    info: BackendInfo,
+    slab: RefCell<Slab>,
+}
+
+impl CpuBackend {
+    /// A back end without buffers; `reason` says in one sentence why the processor was chosen.
+    pub fn new(reason: impl Into<String>) -> Self {
+        let info = BackendInfo { kind: BackendKind::Cpu, description: simd::describe(), reason: reason.into() };
+        Self { info, slab: RefCell::default() }
+    }
+}
+
+impl Default for CpuBackend {
+    fn default() -> Self {
+        Self::new("the CPU was asked for")
+    }
+}
+
+impl Backend for CpuBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn allocate(&self, words: usize) -> BufferId {
+        self.slab.borrow_mut().allocate(words)
+    }
+
+    fn free(&self, buffer: BufferId) {
+        self.slab.borrow_mut().free(buffer);
+    }
+
+    fn write(&self, buffer: BufferId, first_word: usize, words: &[u32]) {
+        self.slab.borrow_mut().words_mut(buffer)[first_word..first_word + words.len()].copy_from_slice(words);
+    }
+
+    fn read(&self, buffer: BufferId, first_word: usize, len: usize) -> LocalBoxFuture<'_, Result<Vec<u32>, BackendError>> {
+        let words = self.slab.borrow().words(buffer)[first_word..first_word + len].to_vec();
+        Box::pin(std::future::ready(Ok(words)))
+    }
+
+    fn run(&self, op: Op) {
+        execute(&mut self.slab.borrow_mut(), &op);
+    }
+
+    fn submit(&self) {}
+
+    fn memory(&self) -> MemoryUse {
+        self.slab.borrow().memory()
+    }
+
+    fn reset_peak(&self) {
+        self.slab.borrow_mut().reset_peak();
+    }
+}
+
+fn execute(slab: &mut Slab, op: &Op) {
+    let n = |x: u32| x as usize;
+    match *op {
+        Op::Fill { dst, value, len } => slab.write(dst, n(len), |_, dst| dst.fill(value)),
+        Op::Copy { src, dst, len } => slab.write(dst, n(len), |s, dst| dst.copy_from_slice(s.f32(src, n(len)))),
+        Op::MatMul { a, b, c, m, n: cols, k, layout, b_dtype, accumulate } => {
+            let shape = matmul::Shape { m: n(m), n: n(cols), k: n(k), layout, accumulate };
+            slab.write(c, shape.m * shape.n, |s, c| {
+                let a = s.f32(a, shape.m * shape.k);
+                matmul::matmul(a, s.packed(b, b_dtype, shape.k * shape.n), c, shape);
+            });
+        }
+        Op::AddBias { y, bias, rows, cols } => {
+            slab.write(y, n(rows) * n(cols), |s, y| rows::add_bias(y, s.f32(bias, n(cols))));
+        }
+        Op::ColumnSum { x, out, rows, cols, accumulate } => slab.write(out, n(cols), |s, out| {
+            rows::column_sum(s.f32(x, n(rows) * n(cols)), out, accumulate);
+        }),
+        Op::Add { a, b, out, len } => {
+            slab.write(out, n(len), |s, out| elementwise::add(s.f32(a, n(len)), s.f32(b, n(len)), out));
+        }
+        Op::Axpy { src, dst, factor, len } => {
+            slab.write(dst, n(len), |s, dst| elementwise::axpy(s.f32(src, n(len)), dst, factor));
+        }
+        Op::Embed { table, ids, out, tokens, width, first_row, table_rows, dtype } => {
+            slab.write(out, n(tokens) * n(width), |s, out| {
+                let table = s.packed(table, dtype, n(table_rows) * n(width));
+                rows::embed(table, s.u32(ids, n(tokens)), out, n(width), first_row, table_rows);
+            });
+        }
+        Op::EmbedGrad { dout, ids, dtable, tokens, width, first_row, table_rows } => {
+            slab.write(dtable, n(table_rows) * n(width), |s, dtable| {
+                let dout = s.f32(dout, n(tokens) * n(width));
+                rows::embed_grad(dout, s.u32(ids, n(tokens)), dtable, n(width), first_row, table_rows);
+            });
+        }
+        Op::RmsNorm { x, weight, out, inv, rows, cols, eps, weight_shift } => {
+            let len = n(rows) * n(cols);
+            slab.write2((out, len), (inv, n(rows)), |s, out, inv| {
+                norm::rms_norm(s.f32(x, len), s.f32(weight, n(cols)), out, inv, eps, weight_shift);
+            });
+        }
+        Op::RmsNormGrad { x, weight, inv, dy, dx, rows, cols, weight_shift, accumulate } => {
+            let len = n(rows) * n(cols);
+            slab.write(dx, len, |s, dx| {
+                let (x, weight, inv, dy) = (s.f32(x, len), s.f32(weight, n(cols)), s.f32(inv, n(rows)), s.f32(dy, len));
+                norm::rms_norm_grad(x, weight, inv, dy, dx, weight_shift, accumulate);
+            });
+        }
+        Op::RmsNormWeightGrad { x, inv, dy, dweight, rows, cols } => {
+            let len = n(rows) * n(cols);
+            slab.write(dweight, n(cols), |s, dweight| {
+                norm::rms_norm_weight_grad(s.f32(x, len), s.f32(inv, n(rows)), s.f32(dy, len), dweight);
+            });
+        }
+        Op::Rope { x, positions, inv_freq, out, tokens, heads, head_dim, scale, inverse } => {
+            let len = n(tokens) * n(heads) * n(head_dim);
+            slab.write(out, len, |s, out| {
+                let inv_freq = s.f32(inv_freq.into(), n(head_dim) / 2);
+                rows::rope(s.f32(x, len), s.u32(positions, n(tokens)), inv_freq, out, n(heads), scale, inverse);
+            });
+        }
+        Op::Attention { q, k, v, table, out, lse, shape } => {
+            let (len, kv_len) = attention::lengths(&shape);
+            slab.write2((out, len), (lse, n(shape.queries) * n(shape.heads)), |s, out, lse| {
+                let table = s.u32(table, 4 * n(shape.segments));
+                attention::attention(s.f32(q, len), s.f32(k, kv_len), s.f32(v, kv_len), table, out, lse, &shape);
+            });
+        }
+        Op::AttentionGrad { q, k, v, table, out, lse, dout, delta, dq, dk, dv, shape } => {
+            let (len, kv_len) = attention::lengths(&shape);
+            let rows = n(shape.queries) * n(shape.heads);
+            slab.write4((delta, rows), (dq, len), (dk, kv_len), (dv, kv_len), |s, delta, dq, dk, dv| {
+                let forward = attention::Forward {
+                    q: s.f32(q, len),
+                    k: s.f32(k, kv_len),
+                    v: s.f32(v, kv_len),
+                    table: s.u32(table, 4 * n(shape.segments)),
+                    out: s.f32(out, len),
+                    lse: s.f32(lse, rows),
+                };
+                attention::attention_grad(&forward, s.f32(dout, len), delta, dq, dk, dv, &shape);
+            });
+        }
+        Op::SiluMul { gate, up, out, len } => {
+            slab.write(out, n(len), |s, out| elementwise::silu_mul(s.f32(gate, n(len)), s.f32(up, n(len)), out));
+        }
+        Op::SiluMulGrad { gate, up, dout, dgate, dup, len } => {
+            slab.write2((dgate, n(len)), (dup, n(len)), |s, dgate, dup| {
+                elementwise::silu_mul_grad(s.f32(gate, n(len)), s.f32(up, n(len)), s.f32(dout, n(len)), dgate, dup);
+            });
+        }
+        Op::TapScale { x, out, rho, rows, cols } => {
+            let len = n(rows) * n(cols);
+            slab.write2((out, len), (rho, n(rows)), |s, out, rho| norm::tap_scale(s.f32(x, len), out, rho));
+        }
+        Op::ScaledAdd { base, rho, u, out, rows, cols } => {
+            let len = n(rows) * n(cols);
+            slab.write(out, len, |s, out| {
+                rows::scaled_add(s.f32(base, len), s.f32(rho, n(rows)), s.f32(u, len), out);
+            });
+        }
+        Op::ScaleRows { x, rho, out, rows, cols, accumulate } => {
+            let len = n(rows) * n(cols);
+            slab.write(out, len, |s, out| rows::scale_rows(s.f32(x, len), s.f32(rho, n(rows)), out, accumulate));
+        }
+        Op::GateMix { a, p, gate, out, len, temperature } => slab.write(out, n(len), |s, out| {
+            let mu = elementwise::gate_mean(s.f32(gate, 1)[0], temperature);
+            elementwise::gate_mix(s.f32(a, n(len)), s.f32(p, n(len)), mu, out);
+        }),
+        Op::GateMixGrad { a, p, gate, dout, da, dp, dgate, len, temperature } => {
+            let len = n(len);
+            slab.write3((da, len), (dp, len), (dgate, 1), |s, da, dp, dgate| {
+                let mu = elementwise::gate_mean(s.f32(gate, 1)[0], temperature);
+                let sum = elementwise::gate_mix_grad(s.f32(a, len), s.f32(p, len), s.f32(dout, len), mu, da, dp);
+                dgate[0] += sum * mu * (1.0 - mu) / temperature;
+            });
+        }
+        Op::GatherRows { x, indices, out, rows, cols } => slab.write(out, n(rows) * n(cols), |s, out| {
+            rows::gather_rows(s.f32_to_end(x), s.u32(indices, n(rows)), out, n(cols));
+        }),
+        Op::ScatterRows { dy, indices, dx, rows, cols } => slab.write_to_end(dx, |s, dx| {
+            rows::scatter_rows(s.f32(dy, n(rows) * n(cols)), s.u32(indices, n(rows)), dx, n(cols));
+        }),
+        Op::SoftmaxStats { logits, labels, max, sum, target, rows, cols, first_class } => {
+            let rows = n(rows);
+            slab.write3((max, rows), (sum, rows), (target, rows), |s, max, sum, target| {
+                let (logits, labels) = (s.f32(logits, rows * n(cols)), s.u32(labels, rows));
+                softmax::softmax_stats(logits, labels, max, sum, target, n(cols), first_class);
+            });
+        }
+        Op::SoftmaxGrad { logits, labels, lse, rows, cols, first_class, factor } => {
+            slab.write(logits, n(rows) * n(cols), |s, logits| {
+                let (labels, lse) = (s.u32(labels, n(rows)), s.f32(lse, n(rows)));
+                softmax::softmax_grad(logits, labels, lse, n(cols), first_class, factor);
+            });
+        }
+        Op::SoftmaxLoss { max, sum, target, lse, loss, rows } => {
+            let rows = n(rows);
+            slab.write2((lse, rows), (loss, rows), |s, lse, loss| {
+                softmax::softmax_loss(s.f32(max, rows), s.f32(sum, rows), s.f32(target, rows), lse, loss);
+            });
+        }
+        Op::ArgMax { logits, best_value, best_index, rows, cols, first_class } => {
+            let rows = n(rows);
+            slab.write_words(best_index, rows, |s, best_index| {
+                s.write(best_value, rows, |s, best_value| {
+                    softmax::arg_max(s.f32(logits, rows * n(cols)), best_value, best_index, n(cols), first_class);
+                });
+            });
+        }
+        Op::SumSquares { x, out, len } => slab.write(out, 1, |s, out| out[0] += elementwise::sum_squares(s.f32(x, n(len)))),
+        Op::AdamW { param, grad, m, v, len, step, lr, beta1, beta2, eps, weight_decay, grad_factor } => {
+            let len = n(len);
+            let rule = elementwise::AdamRule { step, lr, beta1, beta2, eps, weight_decay, grad_factor };
+            slab.write3((param, len), (m, len), (v, len), |s, param, m, v| {
+                elementwise::adam_w(param, s.f32(grad, len), m, v, &rule);
+            });
+        }
+        Op::PackF16 { x, out, len } => slab.write_words(out, n(len) / 2, |s, out| rows::pack_f16(s.f32(x, n(len)), out)),
+        Op::UnpackF16 { x, out, len } => slab.write(out, n(len), |s, out| {
+            simd::unpack_f16(&s.words(x.buffer)[n(x.offset) / 2..][..n(len) / 2], out);
+        }),
+    }
+}

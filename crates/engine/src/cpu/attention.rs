@@ -1,0 +1,240 @@
+//! Softmax attention per segment and key/value head, its queries in blocks, so that scores stay in the cache.
+
+use super::matmul::{Matrix, strided};
+use super::simd::{self, dot, exp, kernel, largest};
+use crate::op::AttentionShape;
+
+/// Queries that are scored together; a block holds `QUERY_BLOCK × keys` scores.
+const QUERY_BLOCK: usize = 48;
+
+/// Elements of the query side and of the key side.
+pub(super) fn lengths(shape: &AttentionShape) -> (usize, usize) {
+    let len = |rows: u32, heads: u32| rows as usize * heads as usize * shape.head_dim as usize;
+    (len(shape.queries, shape.heads), len(shape.keys, shape.kv_heads))
+}
+
+/// What the gradient needs of the forward pass.
+pub(super) struct Forward<'a> {
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub table: &'a [u32],
+    pub out: &'a [f32],
+    pub lse: &'a [f32],
+}
+
+pub(super) fn attention(q: &[f32], k: &[f32], v: &[f32], table: &[u32], out: &mut [f32], lse: &mut [f32], shape: &AttentionShape) {
+    let tasks = Task::all(table, shape);
+    let work = tasks.iter().map(Task::work).sum();
+    let results = simd::map_tasks(tasks.len(), work, |index| attend(&tasks[index], q, k, v, shape));
+    for (task, (task_out, task_lse)) in tasks.iter().zip(results) {
+        task.put_queries(&task_out, out, task.head_dim);
+        task.put_queries(&task_lse, lse, 1);
+    }
+}
+
+pub(super) fn attention_grad(
+    forward: &Forward<'_>,
+    dout: &[f32],
+    delta: &mut [f32],
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    shape: &AttentionShape,
+) {
+    let tasks = Task::all(forward.table, shape);
+    let work = tasks.iter().map(Task::work).sum();
+    let results = simd::map_tasks(tasks.len(), work, |index| attend_grad(&tasks[index], forward, dout, shape));
+    for values in [&mut *dq, dk, dv, delta] {
+        values.fill(0.0);
+    }
+    for (task, grads) in tasks.iter().zip(results) {
+        task.put_queries(&grads.dq, dq, task.head_dim);
+        task.put_queries(&grads.delta, delta, 1);
+        task.put_keys(&grads.dk, dk);
+        task.put_keys(&grads.dv, dv);
+    }
+}
+
+/// One segment and one key/value head with the query heads that read it.
+struct Task {
+    q_start: usize,
+    queries: usize,
+    k_start: usize,
+    keys: usize,
+    kv_head: usize,
+    group: usize,
+    head_dim: usize,
+    /// Elements between rows of q, and of k.
+    q_stride: usize,
+    k_stride: usize,
+}
+
+impl Task {
+    fn all(table: &[u32], shape: &AttentionShape) -> Vec<Self> {
+        let (heads, kv_heads, head_dim) = (shape.heads as usize, shape.kv_heads as usize, shape.head_dim as usize);
+        let task = |row: &[u32], kv_head| Self {
+            q_start: row[0] as usize,
+            queries: (row[1] - row[0]) as usize,
+            k_start: row[2] as usize,
+            keys: (row[3] - row[2]) as usize,
+            kv_head,
+            group: heads / kv_heads,
+            head_dim,
+            q_stride: heads * head_dim,
+            k_stride: kv_heads * head_dim,
+        };
+        table.chunks_exact(4).flat_map(|row| (0..kv_heads).map(move |kv_head| task(row, kv_head))).collect()
+    }
+
+    fn work(&self) -> usize {
+        self.group * self.queries * self.keys * self.head_dim / 4
+    }
+
+    /// Offset of query row `i` of the `g`-th head of the group.
+    fn q_at(&self, g: usize, i: usize) -> usize {
+        (self.q_start + i) * self.q_stride + (self.kv_head * self.group + g) * self.head_dim
+    }
+
+    fn k_at(&self, j: usize) -> usize {
+        (self.k_start + j) * self.k_stride + self.kv_head * self.head_dim
+    }
+
+    /// The keys query `i` sees.
+    fn seen(&self, i: usize, shape: &AttentionShape) -> std::ops::Range<usize> {
+        let end = if shape.causal { i + 1 + self.keys - self.queries } else { self.keys };
+        let start = if shape.window == 0 { 0 } else { end.saturating_sub(shape.window as usize) };
+        start..end
+    }
+
+    /// Blocks of queries with the keys any of them sees: (first query, count, keys).
+    fn blocks(&self, shape: &AttentionShape) -> impl Iterator<Item = (usize, usize, std::ops::Range<usize>)> {
+        (0..self.queries).step_by(QUERY_BLOCK).map(|first| {
+            let count = QUERY_BLOCK.min(self.queries - first);
+            let keys = self.seen(first, shape).start..self.seen(first + count - 1, shape).end;
+            (first, count, keys)
+        })
+    }
+
+    /// Moves `[group, queries, width]` to its place in `[queries, heads, width]`.
+    fn put_queries(&self, from: &[f32], to: &mut [f32], width: usize) {
+        for (row, from) in from.chunks_exact(width).enumerate() {
+            let at = self.q_at(row / self.queries, row % self.queries) / self.head_dim * width;
+            to[at..at + width].copy_from_slice(from);
+        }
+    }
+
+    fn put_keys(&self, from: &[f32], to: &mut [f32]) {
+        for (row, from) in from.chunks_exact(self.head_dim).enumerate() {
+            to[self.k_at(row)..][..self.head_dim].copy_from_slice(from);
+        }
+    }
+}
+
+/// Returns the outputs `[group, queries, head_dim]` and log-sums `[group, queries]`.
+fn attend(task: &Task, q: &[f32], k: &[f32], v: &[f32], shape: &AttentionShape) -> (Vec<f32>, Vec<f32>) {
+    let mut out = vec![0f32; task.group * task.queries * task.head_dim];
+    let mut lse = vec![0f32; task.group * task.queries];
+    let mut scores = Vec::new();
+    for g in 0..task.group {
+        for (first, count, keys) in task.blocks(shape) {
+            let width = keys.len();
+            scores.resize(count * width, 0.0);
+            let query = Matrix(&q[task.q_at(g, first)..], (task.q_stride, 1));
+            let key = Matrix(&k[task.k_at(keys.start)..], (1, task.k_stride));
+            strided(query, key, &mut scores, (width, 1), (count, width, task.head_dim), false, false);
+            for (i, row) in scores.chunks_exact_mut(width).enumerate() {
+                let seen = task.seen(first + i, shape);
+                lse[g * task.queries + first + i] = softmax_row(row, seen.start - keys.start, seen.end - keys.start, shape.scale);
+            }
+            let value = Matrix(&v[task.k_at(keys.start)..], (task.k_stride, 1));
+            let out = &mut out[(g * task.queries + first) * task.head_dim..];
+            strided(Matrix(&scores, (width, 1)), value, out, (task.head_dim, 1), (count, task.head_dim, width), false, false);
+        }
+    }
+    (out, lse)
+}
+
+/// Gradients of one task.
+struct Grads {
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    delta: Vec<f32>,
+}
+
+fn attend_grad(task: &Task, forward: &Forward<'_>, dout: &[f32], shape: &AttentionShape) -> Grads {
+    let (rows, head_dim) = (task.group * task.queries, task.head_dim);
+    let mut grads = Grads {
+        dq: vec![0f32; rows * head_dim],
+        dk: vec![0f32; task.keys * head_dim],
+        dv: vec![0f32; task.keys * head_dim],
+        delta: vec![0f32; rows],
+    };
+    let (mut probs, mut dscores) = (Vec::new(), Vec::new());
+    for g in 0..task.group {
+        for (first, count, keys) in task.blocks(shape) {
+            let width = keys.len();
+            probs.resize(count * width, 0.0);
+            dscores.resize(count * width, 0.0);
+            let queries = &forward.q[task.q_at(g, first)..];
+            let douts = &dout[task.q_at(g, first)..];
+            let keys_from = &forward.k[task.k_at(keys.start)..];
+            let values_from = &forward.v[task.k_at(keys.start)..];
+            let (q_stride, k_stride) = (task.q_stride, task.k_stride);
+            let sizes = (count, width, head_dim);
+            strided(Matrix(queries, (q_stride, 1)), Matrix(keys_from, (1, k_stride)), &mut probs, (width, 1), sizes, false, false);
+            strided(Matrix(douts, (q_stride, 1)), Matrix(values_from, (1, k_stride)), &mut dscores, (width, 1), sizes, false, false);
+            for (i, (p, ds)) in probs.chunks_exact_mut(width).zip(dscores.chunks_exact_mut(width)).enumerate() {
+                let at = task.q_at(g, first + i);
+                let delta = dot(&dout[at..at + head_dim], &forward.out[at..at + head_dim]);
+                grads.delta[g * task.queries + first + i] = delta;
+                let seen = task.seen(first + i, shape);
+                let lse = forward.lse[at / head_dim];
+                score_grad_row(p, ds, seen.start - keys.start, seen.end - keys.start, shape.scale, lse, delta);
+            }
+            let dq = &mut grads.dq[(g * task.queries + first) * head_dim..];
+            strided(Matrix(&dscores, (width, 1)), Matrix(keys_from, (k_stride, 1)), dq, (head_dim, 1), (count, head_dim, width), false, false);
+            let (at, sizes) = (keys.start * head_dim, (width, head_dim, count));
+            strided(Matrix(&dscores, (1, width)), Matrix(queries, (q_stride, 1)), &mut grads.dk[at..], (head_dim, 1), sizes, true, false);
+            strided(Matrix(&probs, (1, width)), Matrix(douts, (q_stride, 1)), &mut grads.dv[at..], (head_dim, 1), sizes, true, false);
+        }
+    }
+    grads
+}
+
+kernel! {
+    /// Scores to probabilities over `start..end` of the row, 0 elsewhere; returns log Σ exp.
+    fn softmax_row(row: &mut [f32], start: usize, end: usize, scale: f32) -> f32 {
+        row[..start].fill(0.0);
+        row[end..].fill(0.0);
+        let row = &mut row[start..end];
+        for x in row.iter_mut() {
+            *x *= scale;
+        }
+        let max = largest(row);
+        for x in row.iter_mut() {
+            *x = exp(*x - max);
+        }
+        let sum: f32 = simd::sum(row);
+        let inverse = 1.0 / sum;
+        for x in row.iter_mut() {
+            *x *= inverse;
+        }
+        max + sum.ln()
+    }
+}
+
+kernel! {
+    /// Raw scores in `p` become probabilities, d(probability) in `ds` becomes d(raw score).
+    fn score_grad_row(p: &mut [f32], ds: &mut [f32], start: usize, end: usize, scale: f32, lse: f32, delta: f32) {
+        for row in [&mut *p, &mut *ds] {
+            row[..start].fill(0.0);
+            row[end..].fill(0.0);
+        }
+        for (p, ds) in p[start..end].iter_mut().zip(&mut ds[start..end]) {
+            *p = exp(*p * scale - lse);
+            *ds = *p * (*ds - delta) * scale;
+        }
+    }
+}

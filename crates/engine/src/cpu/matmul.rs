@@ -1,0 +1,120 @@
+//! Matrix products, by the `gemm` crate; packed weights are widened in panels.
+
+use super::simd;
+use super::slab::Packed;
+use crate::op::Layout;
+
+/// Widened panels of a packed weight hold at most this many values (1 MiB: they stay in the second-level cache).
+const PANEL_ELEMENTS: usize = 1 << 18;
+/// Below this many multiplications a product runs on one thread.
+const PARALLEL_PRODUCTS: usize = 1 << 17;
+
+/// Sizes of one product.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub layout: Layout,
+    pub accumulate: bool,
+}
+
+/// `c (+)= op(a) · op(b)`.
+pub(super) fn matmul(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
+    match b {
+        Packed::F32(b) => product(a, b, c, shape),
+        Packed::F16(b) => by_panels(a, b, c, shape, simd::widen_f16),
+        Packed::Bf16(b) => by_panels(a, b, c, shape, simd::widen_bf16),
+    }
+}
+
+fn product(a: &[f32], b: &[f32], c: &mut [f32], shape: Shape) {
+    let Shape { m, n, k, layout, accumulate } = shape;
+    let a_strides = if layout == Layout::Tn { (1, m) } else { (k, 1) };
+    let b_strides = if layout == Layout::Nt { (1, k) } else { (n, 1) };
+    strided(Matrix(a, a_strides), Matrix(b, b_strides), c, (n, 1), (m, n, k), accumulate, true);
+}
+
+/// The weight's rows are widened a panel at a time: for `Nt` a panel makes some columns of `c`, for `Nn` it adds to all.
+fn by_panels(a: &[f32], b: &[u16], c: &mut [f32], shape: Shape, widen: fn(&[u16], &mut [f32])) {
+    let Shape { m, n, k, layout, accumulate } = shape;
+    let (rows, width) = if layout == Layout::Nt { (n, k) } else { (k, n) };
+    let panel_rows = (PANEL_ELEMENTS / width.max(1)).clamp(1, rows.max(1));
+    let mut panel = vec![0f32; panel_rows * width];
+    for first in (0..rows).step_by(panel_rows) {
+        let count = panel_rows.min(rows - first);
+        let panel = &mut panel[..count * width];
+        simd_widen(&b[first * width..][..count * width], panel, widen);
+        match layout {
+            Layout::Nt => {
+                strided(Matrix(a, (k, 1)), Matrix(panel, (1, k)), &mut c[first..], (n, 1), (m, count, k), accumulate, true);
+            }
+            Layout::Nn => {
+                let adds = accumulate || first > 0;
+                strided(Matrix(&a[first..], (k, 1)), Matrix(panel, (n, 1)), c, (n, 1), (m, n, count), adds, true);
+            }
+            Layout::Tn => unreachable!("a packed operand is a weight, read as Nn or Nt"),
+        }
+    }
+}
+
+fn simd_widen(packed: &[u16], out: &mut [f32], widen: fn(&[u16], &mut [f32])) {
+    simd::for_row_chunks(out, 1, |first, piece| widen(&packed[first..first + piece.len()], piece));
+}
+
+/// Values and the (row, column) strides they are read with.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a>(pub &'a [f32], pub (usize, usize));
+
+/// `c (+)= a · b` with `(m, n, k)` sizes and any strides; `threads` allows more than this thread.
+pub(super) fn strided(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    c_strides: (usize, usize),
+    (m, n, k): (usize, usize, usize),
+    accumulate: bool,
+    threads: bool,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let last = |rows: usize, cols: usize, (row, col): (usize, usize)| (rows - 1) * row + (cols - 1) * col;
+    assert!(last(m, n, c_strides) < c.len(), "the product fits its output");
+    assert!(k == 0 || (last(m, k, a.1) < a.0.len() && last(k, n, b.1) < b.0.len()), "the operands hold the product");
+    // SAFETY: the asserts above bound every element the strides reach; c is borrowed exclusively.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            c_strides.1 as isize,
+            c_strides.0 as isize,
+            accumulate,
+            a.0.as_ptr(),
+            a.1.1 as isize,
+            a.1.0 as isize,
+            b.0.as_ptr(),
+            b.1.1 as isize,
+            b.1.0 as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism(m * n * k, threads),
+        );
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn parallelism(products: usize, threads: bool) -> gemm::Parallelism {
+    if !threads || products < PARALLEL_PRODUCTS { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) }
+}
+
+#[cfg(target_arch = "wasm32")]
+fn parallelism(_products: usize, _threads: bool) -> gemm::Parallelism {
+    let _ = PARALLEL_PRODUCTS;
+    gemm::Parallelism::None
+}

@@ -1,0 +1,153 @@
+//! Operations that treat a tensor as rows: biases, embeddings, rotary positions, gathering, packing.
+
+use super::simd::{self, kernel};
+use super::slab::Packed;
+
+pub(super) fn add_bias(y: &mut [f32], bias: &[f32]) {
+    simd::for_row_chunks(y, bias.len(), |_, y| add_bias_rows(y, bias));
+}
+
+kernel! {
+    fn add_bias_rows(y: &mut [f32], bias: &[f32]) {
+        for row in y.chunks_exact_mut(bias.len()) {
+            for (y, b) in row.iter_mut().zip(bias) {
+                *y += b;
+            }
+        }
+    }
+}
+
+kernel! {
+    pub(super) fn column_sum(x: &[f32], out: &mut [f32], accumulate: bool) {
+        if !accumulate {
+            out.fill(0.0);
+        }
+        for row in x.chunks_exact(out.len()) {
+            for (out, x) in out.iter_mut().zip(row) {
+                *out += x;
+            }
+        }
+    }
+}
+
+pub(super) fn embed(table: Packed<'_>, ids: &[u32], out: &mut [f32], width: usize, first_row: u32, table_rows: u32) {
+    simd::for_row_chunks(out, width, |first, out| {
+        for (out, id) in out.chunks_exact_mut(width).zip(&ids[first..]) {
+            let row = id.wrapping_sub(first_row);
+            if row >= table_rows {
+                continue;
+            }
+            let range = row as usize * width..(row as usize + 1) * width;
+            match table {
+                Packed::F32(table) => out.copy_from_slice(&table[range]),
+                Packed::F16(table) => simd::widen_f16(&table[range], out),
+                Packed::Bf16(table) => simd::widen_bf16(&table[range], out),
+            }
+        }
+    });
+}
+
+kernel! {
+    pub(super) fn embed_grad(dout: &[f32], ids: &[u32], dtable: &mut [f32], width: usize, first_row: u32, table_rows: u32) {
+        for (dout, id) in dout.chunks_exact(width).zip(ids) {
+            let row = id.wrapping_sub(first_row);
+            if row < table_rows {
+                let target = &mut dtable[row as usize * width..][..width];
+                for (target, dout) in target.iter_mut().zip(dout) {
+                    *target += dout;
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn rope(x: &[f32], positions: &[u32], inv_freq: &[f32], out: &mut [f32], heads: usize, scale: f32, inverse: bool) {
+    let (half, width) = (inv_freq.len(), heads * 2 * inv_freq.len());
+    simd::for_row_chunks(out, width, |first, out| {
+        let mut turn = (vec![0f32; half], vec![0f32; half]);
+        let mut known = None;
+        for (index, out) in out.chunks_exact_mut(width).enumerate() {
+            let position = positions[first + index];
+            if known != Some(position) {
+                known = Some(position);
+                for (i, freq) in inv_freq.iter().enumerate() {
+                    let (sin, cos) = (position as f32 * freq).sin_cos();
+                    turn.0[i] = cos * scale;
+                    turn.1[i] = if inverse { -sin } else { sin } * scale;
+                }
+            }
+            rope_token(&x[(first + index) * width..][..width], &turn.0, &turn.1, out);
+        }
+    });
+}
+
+kernel! {
+    fn rope_token(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
+        let half = cos.len();
+        for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
+            let (x_low, x_high) = x.split_at(half);
+            let (out_low, out_high) = out.split_at_mut(half);
+            for i in 0..half {
+                out_low[i] = x_low[i] * cos[i] - x_high[i] * sin[i];
+                out_high[i] = x_high[i] * cos[i] + x_low[i] * sin[i];
+            }
+        }
+    }
+}
+
+pub(super) fn scaled_add(base: &[f32], rho: &[f32], u: &[f32], out: &mut [f32]) {
+    let cols = out.len() / rho.len().max(1);
+    simd::for_row_chunks(out, cols, |first, out| {
+        let range = first * cols..first * cols + out.len();
+        scaled_add_rows(&base[range.clone()], &rho[first..], &u[range], out, cols);
+    });
+}
+
+kernel! {
+    fn scaled_add_rows(base: &[f32], rho: &[f32], u: &[f32], out: &mut [f32], cols: usize) {
+        for (((base, u), out), rho) in base.chunks_exact(cols).zip(u.chunks_exact(cols)).zip(out.chunks_exact_mut(cols)).zip(rho) {
+            for ((out, base), u) in out.iter_mut().zip(base).zip(u) {
+                *out = base + rho * u;
+            }
+        }
+    }
+}
+
+pub(super) fn scale_rows(x: &[f32], rho: &[f32], out: &mut [f32], accumulate: bool) {
+    let cols = out.len() / rho.len().max(1);
+    simd::for_row_chunks(out, cols, |first, out| {
+        scale_rows_chunk(&x[first * cols..][..out.len()], &rho[first..], out, cols, accumulate);
+    });
+}
+
+kernel! {
+    fn scale_rows_chunk(x: &[f32], rho: &[f32], out: &mut [f32], cols: usize, accumulate: bool) {
+        for ((x, out), rho) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)).zip(rho) {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = if accumulate { *out + rho * x } else { rho * x };
+            }
+        }
+    }
+}
+
+pub(super) fn gather_rows(x: &[f32], indices: &[u32], out: &mut [f32], cols: usize) {
+    for (out, &index) in out.chunks_exact_mut(cols).zip(indices) {
+        out.copy_from_slice(&x[index as usize * cols..][..cols]);
+    }
+}
+
+pub(super) fn scatter_rows(dy: &[f32], indices: &[u32], dx: &mut [f32], cols: usize) {
+    for (dy, &index) in dy.chunks_exact(cols).zip(indices) {
+        for (dx, dy) in dx[index as usize * cols..][..cols].iter_mut().zip(dy) {
+            *dx += dy;
+        }
+    }
+}
+
+pub(super) fn pack_f16(x: &[f32], out: &mut [u32]) {
+    const LARGEST: f32 = 65504.0;
+    let half = |x: f32| u32::from(half::f16::from_f32(x.clamp(-LARGEST, LARGEST)).to_bits());
+    for (out, pair) in out.iter_mut().zip(x.chunks_exact(2)) {
+        *out = half(pair[0]) | (half(pair[1]) << 16);
+    }
+}

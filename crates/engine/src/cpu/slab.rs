@@ -1,0 +1,170 @@
+//! Buffers of 32-bit words in ordinary memory, reused by size class.
+
+use crate::backend::MemoryUse;
+use crate::op::{BufferId, Dtype, Slice};
+use std::collections::BTreeMap;
+
+/// A buffer kept for reuse may be this many times as large as what is asked for.
+const REUSE_SLACK: f64 = 1.5;
+/// Buffers kept for reuse hold at most this share of the bytes in use (or [`SPARE_FLOOR_WORDS`]).
+const SPARE_SHARE: f64 = 0.5;
+/// 8 MiB may always be kept for reuse.
+const SPARE_FLOOR_WORDS: usize = 2 << 20;
+
+/// All buffers of a CPU back end; an output is taken out of the slab while it is written.
+#[derive(Default)]
+pub(super) struct Slab {
+    buffers: Vec<Vec<u32>>,
+    free_ids: Vec<u32>,
+    spare: BTreeMap<usize, Vec<Vec<u32>>>,
+    live_words: usize,
+    spare_words: usize,
+    peak_words: usize,
+}
+
+impl Slab {
+    pub fn allocate(&mut self, words: usize) -> BufferId {
+        let class = size_class(words);
+        let buffer = self.take_spare(class).unwrap_or_else(|| vec![0; class]);
+        self.live_words += buffer.len();
+        self.peak_words = self.peak_words.max(self.live_words + self.spare_words);
+        let index = self.free_ids.pop().unwrap_or_else(|| {
+            self.buffers.push(Vec::new());
+            (self.buffers.len() - 1) as u32
+        });
+        self.buffers[index as usize] = buffer;
+        BufferId(index)
+    }
+
+    pub fn free(&mut self, id: BufferId) {
+        let buffer = std::mem::take(&mut self.buffers[id.0 as usize]);
+        self.free_ids.push(id.0);
+        self.live_words -= buffer.len();
+        self.spare_words += buffer.len();
+        self.spare.entry(buffer.len()).or_default().push(buffer);
+        let allowed = ((self.live_words as f64 * SPARE_SHARE) as usize).max(SPARE_FLOOR_WORDS);
+        while self.spare_words > allowed {
+            let Some(class) = self.spare.keys().next_back().copied() else { break };
+            self.remove_spare(class);
+        }
+    }
+
+    pub fn memory(&self) -> MemoryUse {
+        MemoryUse {
+            current_bytes: 4 * (self.live_words + self.spare_words) as u64,
+            peak_bytes: 4 * self.peak_words as u64,
+        }
+    }
+
+    pub fn reset_peak(&mut self) {
+        self.spare.clear();
+        self.spare_words = 0;
+        self.peak_words = self.live_words;
+    }
+
+    fn take_spare(&mut self, class: usize) -> Option<Vec<u32>> {
+        let limit = (class as f64 * REUSE_SLACK) as usize;
+        let found = *self.spare.range(class..=limit).next()?.0;
+        self.remove_spare(found)
+    }
+
+    fn remove_spare(&mut self, class: usize) -> Option<Vec<u32>> {
+        let list = self.spare.get_mut(&class)?;
+        let buffer = list.pop();
+        if list.is_empty() {
+            self.spare.remove(&class);
+        }
+        self.spare_words -= class;
+        buffer
+    }
+
+    pub fn words(&self, id: BufferId) -> &[u32] {
+        &self.buffers[id.0 as usize]
+    }
+
+    pub fn words_mut(&mut self, id: BufferId) -> &mut [u32] {
+        &mut self.buffers[id.0 as usize]
+    }
+
+    pub fn u32(&self, id: BufferId, len: usize) -> &[u32] {
+        &self.words(id)[..len]
+    }
+
+    pub fn f32(&self, slice: Slice, len: usize) -> &[f32] {
+        &self.f32_to_end(slice)[..len]
+    }
+
+    pub fn f32_to_end(&self, slice: Slice) -> &[f32] {
+        bytemuck::cast_slice(&self.words(slice.buffer)[slice.offset as usize..])
+    }
+
+    /// `len` elements of a weight in the form it is stored in.
+    pub fn packed(&self, slice: Slice, dtype: Dtype, len: usize) -> Packed<'_> {
+        let (offset, words) = (slice.offset as usize, self.words(slice.buffer));
+        match dtype {
+            Dtype::F32 => Packed::F32(bytemuck::cast_slice(&words[offset..offset + len])),
+            Dtype::F16 => Packed::F16(&bytemuck::cast_slice(words)[offset..offset + len]),
+            Dtype::Bf16 => Packed::Bf16(&bytemuck::cast_slice(words)[offset..offset + len]),
+        }
+    }
+
+    /// Calls `f` with the slab's inputs and `len` words of the buffer from its start.
+    pub fn write_words<R>(&mut self, out: BufferId, len: usize, f: impl FnOnce(&mut Self, &mut [u32]) -> R) -> R {
+        let mut buffer = std::mem::take(&mut self.buffers[out.0 as usize]);
+        let result = f(self, &mut buffer[..len]);
+        self.buffers[out.0 as usize] = buffer;
+        result
+    }
+
+    pub fn write<R>(&mut self, out: Slice, len: usize, f: impl FnOnce(&mut Self, &mut [f32]) -> R) -> R {
+        let offset = out.offset as usize;
+        self.write_words(out.buffer, offset + len, |slab, words| f(slab, bytemuck::cast_slice_mut(&mut words[offset..])))
+    }
+
+    pub fn write_to_end<R>(&mut self, out: Slice, f: impl FnOnce(&mut Self, &mut [f32]) -> R) -> R {
+        let len = self.words(out.buffer).len() - out.offset as usize;
+        self.write(out, len, f)
+    }
+
+    pub fn write2<R>(&mut self, a: (Slice, usize), b: (Slice, usize), f: impl FnOnce(&mut Self, &mut [f32], &mut [f32]) -> R) -> R {
+        self.write(a.0, a.1, |slab, a| slab.write(b.0, b.1, |slab, b| f(slab, a, b)))
+    }
+
+    pub fn write3<R>(
+        &mut self,
+        a: (Slice, usize),
+        b: (Slice, usize),
+        c: (Slice, usize),
+        f: impl FnOnce(&mut Self, &mut [f32], &mut [f32], &mut [f32]) -> R,
+    ) -> R {
+        self.write(a.0, a.1, |slab, a| slab.write2(b, c, |slab, b, c| f(slab, a, b, c)))
+    }
+
+    pub fn write4<R>(
+        &mut self,
+        a: (Slice, usize),
+        b: (Slice, usize),
+        c: (Slice, usize),
+        d: (Slice, usize),
+        f: impl FnOnce(&mut Self, &mut [f32], &mut [f32], &mut [f32], &mut [f32]) -> R,
+    ) -> R {
+        self.write(a.0, a.1, |slab, a| slab.write3(b, c, d, |slab, b, c, d| f(slab, a, b, c, d)))
+    }
+}
+
+/// Elements of a weight as they are stored.
+#[derive(Clone, Copy)]
+pub(super) enum Packed<'a> {
+    F32(&'a [f32]),
+    F16(&'a [u16]),
+    Bf16(&'a [u16]),
+}
+
+/// Rounds up to 4, 5, 6 or 7 times a power of two, so that at most a quarter is wasted.
+fn size_class(words: usize) -> usize {
+    if words <= 64 {
+        return 64;
+    }
+    let step = (words.next_power_of_two() / 8).max(16);
+    words.div_ceil(step) * step
+}

@@ -1,0 +1,142 @@
+//! Cross-entropy at labelled positions, the head taken in vocabulary chunks: `[tokens × vocab]` never exists.
+
+use crate::llama::{Head, Shards};
+use crate::op::{Layout, Op};
+use crate::tape::{Tape, Var, product};
+use crate::tensor::{Device, Tensor};
+
+/// Logits of one chunk hold at most this many values (8 MiB).
+const CHUNK_LOGITS: usize = 2 << 20;
+/// A chunk has at least this many classes, however many rows there are.
+const MIN_CHUNK_CLASSES: usize = 256;
+/// Where a running maximum starts.
+const LOWEST: f32 = -3.4e38;
+
+/// Losses of the labelled rows, still on the device.
+pub struct RowLosses {
+    /// `[rows]`, natural logarithm, not scaled.
+    pub losses: Tensor,
+}
+
+impl RowLosses {
+    /// Their sum.
+    pub async fn sum(&self) -> Result<f64, crate::BackendError> {
+        Ok(self.losses.read().await?.into_iter().map(f64::from).sum())
+    }
+}
+
+/// Loss of `hidden: [rows, width]` (before the final norm) against `classes` (u32 `[rows]`).
+///
+/// If the tape records, the gradients of `factor · Σ loss` are found at once, chunk by chunk, and put where a
+/// backward pass starts: the chunks' logits are computed a second time instead of being kept.
+pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, factor: f32) -> RowLosses {
+    let x = tape.rms_norm(hidden, &head.norm, head.eps);
+    let rows = classes.len();
+    let device = tape.device();
+    let max = Tensor::full(device, &[rows], LOWEST);
+    let [sum, target] = [(); 2].map(|()| Tensor::zeros(device, &[rows]));
+    let chunks = chunks(&head.shards, rows);
+    let mut kept = None;
+    for chunk in &chunks {
+        let logits = chunk.logits(device, &x.value);
+        logits.run(Op::SoftmaxStats {
+            logits: logits.slice(),
+            labels: classes.buffer(),
+            max: max.slice(),
+            sum: sum.slice(),
+            target: target.slice(),
+            rows: rows as u32,
+            cols: logits.cols() as u32,
+            first_class: chunk.first_class as u32,
+        });
+        kept = Some(logits);
+    }
+    let [lse, losses] = [(); 2].map(|()| Tensor::empty(device, &[rows]));
+    losses.run(Op::SoftmaxLoss {
+        max: max.slice(),
+        sum: sum.slice(),
+        target: target.slice(),
+        lse: lse.slice(),
+        loss: losses.slice(),
+        rows: rows as u32,
+    });
+    if tape.is_recording() && (x.is_trained() || head.shards.iter().any(|(shard, _)| shard.is_trained())) {
+        let dx = Tensor::empty(device, x.value.shape());
+        for (index, chunk) in chunks.iter().enumerate().rev() {
+            // The last chunk's logits are still there.
+            let logits = kept.take().unwrap_or_else(|| chunk.logits(device, &x.value));
+            logits.run(Op::SoftmaxGrad {
+                logits: logits.slice(),
+                labels: classes.buffer(),
+                lse: lse.slice(),
+                rows: rows as u32,
+                cols: logits.cols() as u32,
+                first_class: chunk.first_class as u32,
+                factor,
+            });
+            product(&logits, &chunk.weight, &dx, chunk.weight.rows(), Layout::Nn, index + 1 < chunks.len());
+            chunk.var.add_weight_gradient(chunk.first_row, &logits, &x.value);
+        }
+        x.add_gradient(dx);
+    }
+    RowLosses { losses }
+}
+
+/// Logits `[rows, vocab]` of a few rows: for tests and for printing; training never asks for them.
+pub fn logits(tape: &Tape, head: &Head, hidden: &Var) -> Vec<Tensor> {
+    let x = tape.rms_norm(hidden, &head.norm, head.eps);
+    chunks(&head.shards, x.value.rows()).iter().map(|chunk| chunk.logits(tape.device(), &x.value)).collect()
+}
+
+/// The likeliest class of each row of `hidden`, u32 `[rows]`; ties go to the lower class.
+pub fn greedy(tape: &Tape, head: &Head, hidden: &Var) -> Tensor {
+    let x = tape.rms_norm(hidden, &head.norm, head.eps);
+    let rows = x.value.rows();
+    let device = tape.device();
+    let best_value = Tensor::full(device, &[rows], LOWEST);
+    let best_index = Tensor::zeros(device, &[rows]);
+    for chunk in chunks(&head.shards, rows) {
+        let logits = chunk.logits(device, &x.value);
+        logits.run(Op::ArgMax {
+            logits: logits.slice(),
+            best_value: best_value.slice(),
+            best_index: best_index.buffer(),
+            rows: rows as u32,
+            cols: logits.cols() as u32,
+            first_class: chunk.first_class as u32,
+        });
+    }
+    best_index
+}
+
+/// Some classes of a shard of the head.
+struct Chunk<'a> {
+    var: &'a Var,
+    weight: Tensor,
+    first_row: usize,
+    first_class: usize,
+}
+
+impl Chunk<'_> {
+    fn logits(&self, device: &Device, x: &Tensor) -> Tensor {
+        let logits = Tensor::empty(device, &[x.rows(), self.weight.rows()]);
+        product(x, &self.weight, &logits, x.cols(), Layout::Nt, false);
+        logits
+    }
+}
+
+fn chunks(shards: &Shards, rows: usize) -> Vec<Chunk<'_>> {
+    let classes = (CHUNK_LOGITS / rows.max(1)).max(MIN_CHUNK_CLASSES);
+    let mut list = Vec::new();
+    for (var, first) in shards {
+        let (shard_rows, width) = (var.value.rows(), var.value.cols());
+        // Chunks of equal size, even, so that a packed shard is cut at whole words.
+        let count = shard_rows.div_ceil(classes).max(1);
+        let step = shard_rows.div_ceil(count).next_multiple_of(2);
+        for first_row in (0..shard_rows).step_by(step) {
+            let weight = var.value.part(first_row * width, &[step.min(shard_rows - first_row), width]);
+            list.push(Chunk { var, weight, first_row, first_class: first + first_row });
+        }
+    }
+    list
+}

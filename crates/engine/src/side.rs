@@ -1,0 +1,115 @@
+//! Parallel adapters, version 1 (DESIGN §4): a side network of width d/k that reads the frozen backbone's outputs.
+//!
+//! With taps `t_0 = 0 < t_1 < … < t_n`, scaled to unit root mean square, ρ being their root mean square:
+//!
+//! ```text
+//! a_0 = D_0 tap_0        s_i = μ_i a_{i−1} + (1 − μ_i) D_i tap_i        a_i = SideLayer_i(s_i)
+//! out = b_L + ρ(b_L) · U norm(a_n)
+//! ```
+
+mod init;
+mod layout;
+
+pub use init::{SideInit, initial_values};
+pub(crate) use init::{is_norm, named_rng};
+pub use layout::{SideConfig, SideLayout, flat_from_named, named_from_flat, side_model_config};
+
+use crate::EngineError;
+use crate::llama::{Keys, LayerWeights, Linear, OwnKeys, inv_freq, layer_forward};
+use crate::packed::DeviceBatch;
+use crate::params::ParameterSet;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Device, Tensor};
+use barycenter_model::ModelConfig;
+
+/// The part of a side network that belongs to some backbone layers, with its parameters on a device.
+pub struct Side {
+    /// Which part, and how its parameters lie.
+    pub layout: SideLayout,
+    /// The parameters, all trained.
+    pub parameters: ParameterSet,
+    model: ModelConfig,
+    first_down: Option<Linear>,
+    steps: Vec<Step>,
+    end: Option<End>,
+    inv_freq: Tensor,
+}
+
+/// One step of the chain.
+struct Step {
+    down: Linear,
+    gate: Var,
+    layer: LayerWeights,
+}
+
+/// What comes after the last step.
+struct End {
+    norm: Var,
+    up: Linear,
+}
+
+impl Side {
+    /// A side network whose parameters are `values` in the layout's flat order.
+    pub fn new(device: &Device, layout: SideLayout, values: &[f32]) -> Result<Self, EngineError> {
+        let parameters = ParameterSet::new(device, layout.parameters().into_iter());
+        if values.len() != parameters.flat_len() {
+            let (expected, got) = (parameters.flat_len(), values.len());
+            return Err(EngineError::WrongLength { what: "the side network's state", expected, got });
+        }
+        parameters.write_values(values);
+        let var = |name: &str| {
+            let missing = || EngineError::BadAdapter { name: name.to_string(), expected: Vec::new() };
+            parameters.var(name).ok_or_else(missing)
+        };
+        let linear = |name: String| -> Result<Linear, EngineError> {
+            Ok(Linear { weight: var(&format!("{name}.weight"))?, bias: Some(var(&format!("{name}.bias"))?) })
+        };
+        let model = layout.side_model().clone();
+        let first_down = if layout.is_first() { Some(linear("side.down.0".into())?) } else { None };
+        let step = |i: usize| -> Result<Step, EngineError> {
+            let layer = LayerWeights::gather(&model, |name| var(&format!("side.layers.{}.{name}", i - 1)))?;
+            Ok(Step { down: linear(format!("side.down.{i}"))?, gate: var(&layout::gate_name(i))?, layer })
+        };
+        let steps = layout.steps().map(step).collect::<Result<_, _>>()?;
+        let end = if layout.is_last() {
+            Some(End { norm: var("side.norm.weight")?, up: linear("side.up".into())? })
+        } else {
+            None
+        };
+        let inv_freq = inv_freq(device, &model);
+        Ok(Self { parameters, model, first_down, steps, end, inv_freq, layout })
+    }
+
+    /// The sizes of the side layers.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// `a_0` from the scaled embedding output; only on the part that has the first layer.
+    pub fn start(&self, tape: &Tape, tap: &Tensor) -> Result<Var, EngineError> {
+        let down = self.first_down.as_ref().ok_or_else(|| EngineError::BadStage("it does not hold the first layer".into()))?;
+        Ok(down.apply(tape, &Var::constant(tap.clone())))
+    }
+
+    /// `a_i` from `a_{i−1}` and the scaled `i`-th tap; `i` is one of the layout's steps.
+    pub fn step(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, batch: &DeviceBatch) -> Var {
+        let mut keys = OwnKeys(batch.attention(&self.model, self.layout.window(i)));
+        self.step_with(tape, i, a, tap, &batch.positions, &mut keys)
+    }
+
+    /// [`Side::step`] with keys that may come from a cache.
+    pub fn step_with(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, positions: &Tensor, keys: &mut dyn Keys) -> Var {
+        let step = &self.steps[i - self.layout.steps().start];
+        let p = step.down.apply(tape, &Var::constant(tap.clone()));
+        let s = tape.gate_mix(a, &p, &step.gate, self.layout.config().temperature);
+        drop(p);
+        layer_forward(tape, &self.model, &step.layer, &s, positions, &self.inv_freq, keys)
+    }
+
+    /// `out` from the last `a`, with `base = b_L` and `rho = ρ(b_L)` of the same rows.
+    pub fn finish(&self, tape: &Tape, a: &Var, base: &Tensor, rho: &Tensor) -> Result<Var, EngineError> {
+        let end = self.end.as_ref().ok_or_else(|| EngineError::BadStage("it does not hold the last layer".into()))?;
+        let normed = tape.rms_norm(a, &end.norm, self.model.norm_eps as f32);
+        Ok(tape.scaled_add(base, rho, &end.up.apply(tape, &normed)))
+    }
+}

@@ -1,0 +1,58 @@
+//! Where the parameters of a side network start.
+
+use super::SideLayout;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+/// Ways to start a side network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SideInit {
+    /// Linear layers as PyTorch starts them, norms at 1, gates and the up-projection at 0.
+    #[default]
+    Random,
+}
+
+/// The flat vector a side network starts from; every parameter has its own stream of random numbers, made from the
+/// seed and its name, so that the start does not depend on who holds what.
+pub fn initial_values(layout: &SideLayout, seed: u64) -> Vec<f32> {
+    let infos = layout.infos();
+    let shapes: std::collections::HashMap<&str, &[usize]> =
+        infos.iter().map(|info| (info.name.as_str(), info.shape.as_slice())).collect();
+    let mut flat = vec![0f32; crate::params::flat_len(&infos)];
+    for info in &infos {
+        let target = &mut flat[info.offset..info.offset + info.elements()];
+        if info.name.starts_with("side.gate") || info.name.starts_with("side.up") {
+            continue;
+        }
+        if is_norm(&info.name) {
+            target.fill(1.0);
+            continue;
+        }
+        // A bias is drawn from the range of the weight it belongs to.
+        let weight = info.name.strip_suffix("bias").map(|stem| format!("{stem}weight"));
+        let fan_in = weight.as_deref().and_then(|name| shapes.get(name)).unwrap_or(&info.shape.as_slice()).last();
+        uniform(&info.name, seed, *fan_in.unwrap_or(&1), target);
+    }
+    flat
+}
+
+/// U(−1/√fan_in, 1/√fan_in): torch's `kaiming_uniform_(a = √5)`.
+fn uniform(name: &str, seed: u64, fan_in: usize, target: &mut [f32]) {
+    let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
+    let mut rng = named_rng(name, seed);
+    for value in target {
+        *value = (2.0 * rng.random::<f32>() - 1.0) * bound;
+    }
+}
+
+pub(crate) fn is_norm(name: &str) -> bool {
+    name.ends_with("norm.weight")
+}
+
+/// A generator of its own for each (seed, name): the name hashed by 64-bit FNV-1a.
+pub(crate) fn named_rng(name: &str, seed: u64) -> Pcg64Mcg {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = seed.to_le_bytes().into_iter().chain(name.bytes()).fold(0xcbf2_9ce4_8422_2325, fnv);
+    Pcg64Mcg::seed_from_u64(hash)
+}

@@ -1,0 +1,240 @@
+//! Which parameters a side network has, and how they lie in the flat vector.
+//!
+//! Order: `down.0`, then for each step i `down.i`, its gate, its layer, then `norm` and `up`. So the flat vector of
+//! the whole network is that of the stages, one after the other.
+
+use crate::EngineError;
+use crate::params::{ParameterInfo, flat_layout};
+use barycenter_model::{ModelConfig, RawTensor, names};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What a side network looks like.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct SideConfig {
+    /// k: widths are those of the backbone divided by it.
+    pub reduction: usize,
+    /// Divides the gates before the sigmoid.
+    pub temperature: f32,
+    /// Backbone outputs that are read, ascending, the first being 0 (the embedding); layer i's output is tap i.
+    pub taps: Vec<usize>,
+}
+
+impl SideConfig {
+    /// DESIGN §4: temperature 0.1, every layer tapped.
+    pub fn new(reduction: usize, layers: usize) -> Self {
+        Self { reduction, temperature: 0.1, taps: (0..=layers).collect() }
+    }
+}
+
+/// The sizes of a side layer: width, head width and feed-forward width divided, everything else kept.
+pub fn side_model_config(model: &ModelConfig, reduction: usize) -> Result<ModelConfig, EngineError> {
+    let divide = |what, size: usize| match reduction {
+        1.. if size.is_multiple_of(reduction) => Ok(size / reduction),
+        _ => Err(EngineError::BadReduction { what, size, reduction }),
+    };
+    let side = ModelConfig {
+        width: divide("width", model.width)?,
+        head_dim: divide("head width", model.head_dim)?,
+        ffn_width: divide("feed-forward width", model.ffn_width)?,
+        ..model.clone()
+    };
+    if side.head_dim % 2 == 1 {
+        return Err(EngineError::BadReduction { what: "half head width", size: model.head_dim / 2, reduction });
+    }
+    Ok(side)
+}
+
+/// The part of a side network that belongs to some backbone layers.
+#[derive(Clone, Debug)]
+pub struct SideLayout {
+    config: SideConfig,
+    model: ModelConfig,
+    side: ModelConfig,
+    layers: Range<usize>,
+}
+
+impl SideLayout {
+    /// The part for backbone layers `layers` (from 0).
+    pub fn new(model: &ModelConfig, config: &SideConfig, layers: Range<usize>) -> Result<Self, EngineError> {
+        let side = side_model_config(model, config.reduction)?;
+        let ascending = config.taps.windows(2).all(|pair| pair[0] < pair[1]);
+        if config.taps.first() != Some(&0) || !ascending || config.taps.last().is_some_and(|&tap| tap > model.layers) {
+            let text = format!("taps {:?} do not ascend from 0 to at most {}", config.taps, model.layers);
+            return Err(EngineError::BadStage(text));
+        }
+        Ok(Self { config: config.clone(), model: model.clone(), side, layers })
+    }
+
+    /// The whole side network.
+    pub fn whole(model: &ModelConfig, config: &SideConfig) -> Result<Self, EngineError> {
+        Self::new(model, config, 0..model.layers)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &SideConfig {
+        &self.config
+    }
+
+    /// The sizes of the side layers.
+    pub fn side_model(&self) -> &ModelConfig {
+        &self.side
+    }
+
+    /// The sizes of the backbone.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// Whether it has the first layer, and `down.0`.
+    pub fn is_first(&self) -> bool {
+        self.layers.start == 0
+    }
+
+    /// Whether it has the last layer, and norm and up.
+    pub fn is_last(&self) -> bool {
+        self.layers.end == self.model.layers
+    }
+
+    /// The steps of the chain, from 1, whose taps these layers produce.
+    pub fn steps(&self) -> Range<usize> {
+        let before = |layer: usize| self.config.taps.iter().filter(|&&tap| tap <= layer).count();
+        before(self.layers.start)..before(self.layers.end)
+    }
+
+    /// The step that reads the output of backbone layer `layer` (from 0), if it is tapped.
+    pub fn step_after_layer(&self, layer: usize) -> Option<usize> {
+        self.config.taps.iter().position(|&tap| tap == layer + 1)
+    }
+
+    /// The sliding window of step `i`: that of the layer it taps.
+    pub fn window(&self, i: usize) -> usize {
+        self.model.window(self.config.taps[i] - 1)
+    }
+
+    /// Names and shapes in flat order; the gates are single elements `side.gate.{i−1}`.
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        let (wide, narrow) = (self.model.width, self.side.width);
+        let mut list = Vec::new();
+        let mut linear = |list: &mut Vec<_>, name: String, shape: [usize; 2]| {
+            list.push((format!("{name}.weight"), shape.to_vec()));
+            list.push((format!("{name}.bias"), vec![shape[0]]));
+        };
+        if self.is_first() {
+            linear(&mut list, "side.down.0".into(), [narrow, wide]);
+        }
+        for i in self.steps() {
+            linear(&mut list, format!("side.down.{i}"), [narrow, wide]);
+            list.push((gate_name(i), vec![1]));
+            let layer = names::layer_shapes(&self.side).into_iter();
+            list.extend(layer.map(|(name, shape)| (format!("side.layers.{}.{name}", i - 1), shape)));
+        }
+        if self.is_last() {
+            list.push(("side.norm.weight".into(), vec![narrow]));
+            linear(&mut list, "side.up".into(), [wide, narrow]);
+        }
+        list
+    }
+
+    /// Names, shapes and places in the flat vector.
+    pub fn infos(&self) -> Vec<ParameterInfo> {
+        flat_layout(self.parameters())
+    }
+
+    /// Length of the flat vector.
+    pub fn flat_len(&self) -> usize {
+        crate::params::flat_len(&self.infos())
+    }
+}
+
+pub(super) fn gate_name(i: usize) -> String {
+    format!("{GATE}.{}", i - 1)
+}
+
+/// All gates together, as an adapter file has them.
+const GATE: &str = "side.gate";
+
+/// A flat vector as the tensors of an adapter file (`side.gate` in one piece).
+pub fn named_from_flat(layout: &SideLayout, flat: &[f32]) -> Result<BTreeMap<String, RawTensor>, EngineError> {
+    let infos = layout.infos();
+    let expected = crate::params::flat_len(&infos);
+    if flat.len() != expected {
+        return Err(EngineError::WrongLength { what: "the side network's state", expected, got: flat.len() });
+    }
+    let mut gates = Vec::new();
+    let mut named = BTreeMap::new();
+    for info in infos {
+        let values = &flat[info.offset..info.offset + info.elements()];
+        if is_gate(&info.name) {
+            gates.extend(values);
+        } else {
+            named.insert(info.name, RawTensor::from_f32(&info.shape, values));
+        }
+    }
+    if !gates.is_empty() {
+        named.insert(GATE.into(), RawTensor::from_f32(&[gates.len()], &gates));
+    }
+    Ok(named)
+}
+
+/// The flat vector of the whole network from the tensors of an adapter file; `find` looks a name up.
+pub fn flat_from_named(layout: &SideLayout, mut find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Vec<f32>, EngineError> {
+    let infos = layout.infos();
+    let mut flat = vec![0f32; crate::params::flat_len(&infos)];
+    let mut get = |name: &str, shape: &[usize]| {
+        let bad = || EngineError::BadAdapter { name: name.to_string(), expected: shape.to_vec() };
+        find(name).filter(|tensor| tensor.shape == shape).map(|tensor| tensor.to_f32()).ok_or_else(bad)
+    };
+    let steps = layout.config.taps.len() - 1;
+    let gates = if steps > 0 { get(GATE, &[steps])? } else { Vec::new() };
+    for info in infos {
+        let target = &mut flat[info.offset..info.offset + info.elements()];
+        match info.name.strip_prefix("side.gate.").and_then(|index| index.parse::<usize>().ok()) {
+            Some(index) => target[0] = gates[index],
+            None => target.copy_from_slice(&get(&info.name, &info.shape)?),
+        }
+    }
+    Ok(flat)
+}
+
+fn is_gate(name: &str) -> bool {
+    name.starts_with(GATE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> ModelConfig {
+        let json = serde_json::json!({
+            "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 48, "vocab_size": 100
+        });
+        ModelConfig::parse(&json.to_string()).unwrap()
+    }
+
+    #[test]
+    fn stages_lie_behind_one_another_in_the_whole() {
+        let model = model();
+        for taps in [vec![0, 1, 2, 3, 4, 5], vec![0, 2, 5], vec![0, 3]] {
+            let config = SideConfig { taps, ..SideConfig::new(4, 5) };
+            let whole = SideLayout::whole(&model, &config).unwrap();
+            for cuts in [[0, 2, 5], [0, 1, 5], [0, 4, 5]] {
+                let parts: Vec<_> = cuts.windows(2).map(|cut| SideLayout::new(&model, &config, cut[0]..cut[1]).unwrap()).collect();
+                let names: Vec<_> = parts.iter().flat_map(SideLayout::parameters).collect();
+                assert_eq!(names, whole.parameters());
+                assert_eq!(parts.iter().map(SideLayout::flat_len).sum::<usize>(), whole.flat_len());
+            }
+        }
+    }
+
+    #[test]
+    fn flat_and_named_are_inverse() {
+        let layout = SideLayout::whole(&model(), &SideConfig::new(2, 5)).unwrap();
+        let flat = super::super::initial_values(&layout, 7);
+        let named = named_from_flat(&layout, &flat).unwrap();
+        assert_eq!(named["side.gate"].shape, [5]);
+        assert_eq!(flat_from_named(&layout, |name| named.get(name).cloned()).unwrap(), flat);
+        assert!(flat_from_named(&layout, |_| None).is_err());
+    }
+}
