@@ -1,0 +1,546 @@
+//! One link from its first signal to its end: greeting, proof, measuring, messages both ways.
+//!
+//! ```text
+//! connecting ── both channels open, both greetings good ──► measuring ── round trip, one probe each way ──► up
+//! ```
+//! Any surprise ends the link with a sentence. The same code runs over every [`Connection`].
+
+use crate::connection::{Connection, ConnectionEvent, ConnectionEvents, Description, DescriptionKind, Plane};
+use crate::platform::{self, now_millis};
+use crate::sdp;
+use crate::transport::{Envelope, TransportConfig, TransportEvent};
+use barycenter_protocol::auth::equal_in_constant_time;
+use barycenter_protocol::control::LinkCounters;
+use barycenter_protocol::frame::{self, Assembler, FrameKind, HEADER_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Message};
+use barycenter_protocol::peer::{Hello, PeerMessage, TrafficKind};
+use barycenter_protocol::{NodeId, PROTOCOL_VERSION};
+use bytes::Bytes;
+use futures::channel::{mpsc, oneshot};
+use futures::future::{Fuse, FusedFuture, FutureExt};
+use futures::{StreamExt, select};
+use serde::{Deserialize, Serialize};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+
+/// Round trips measured before a link is up; the shortest counts.
+const PINGS: u32 = 4;
+/// Enough to leave the slow start of SCTP behind, little enough for a phone on Wi-Fi (about 20 ms).
+const PROBE_BYTES: usize = 256 * 1024;
+/// Small frames, so that the time from first to last says something.
+const PROBE_FRAME_BYTES: usize = 16 * 1024;
+/// A refused connection stays open for so long, so that the other end gets our greeting and can say why it ends too.
+const LINGER_MILLIS: u32 = 300;
+/// After so many events in one go the other tasks of this thread get their turn.
+const EVENTS_PER_TURN: u32 = 64;
+
+/// What travels through the server, as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(crate) enum Signal {
+    /// The node with the higher id wants a link: please offer.
+    Wanted,
+    Offer {
+        /// The offerer's number of this attempt; what belongs to it carries it.
+        attempt: u32,
+        sdp: String,
+    },
+    Answer {
+        attempt: u32,
+        sdp: String,
+    },
+    Candidate {
+        attempt: u32,
+        candidate: String,
+    },
+}
+
+impl Signal {
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("strings and numbers have a JSON form")
+    }
+}
+
+/// What the transport tells a link.
+pub(crate) enum Command {
+    Signal(Signal),
+    Send(Outgoing),
+    End(LinkEnd),
+}
+
+/// How a link ended.
+pub(crate) enum LinkEnd {
+    /// By the transport.
+    HungUp,
+    /// By the other end or by what it did; a sentence.
+    Failed(String),
+}
+
+impl From<String> for LinkEnd {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
+pub(crate) struct LinkContext {
+    pub config: TransportConfig,
+    pub peer: NodeId,
+    pub is_offerer: bool,
+    pub attempt: Option<u32>,
+    pub is_up: Rc<Cell<bool>>,
+    pub counters: Rc<RefCell<LinkCounters>>,
+    pub events: mpsc::UnboundedSender<Envelope>,
+}
+
+/// A message on its way out.
+pub(crate) struct Outgoing {
+    kind: FrameKind,
+    plane: Plane,
+    traffic: TrafficKind,
+    head: Vec<u8>,
+    data: Bytes,
+    frame_bytes: usize,
+    offset: usize,
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl Outgoing {
+    /// A message from above; the error is its size if that is too large.
+    pub fn new(message: &PeerMessage, data: Bytes, done: oneshot::Sender<()>) -> Result<Self, usize> {
+        let head = message.encode(&[]);
+        let len = head.len() + data.len();
+        if len > MAX_MESSAGE_BYTES {
+            return Err(len);
+        }
+        let (kind, plane) = if message.is_bulk() { (FrameKind::Tensor, Plane::Bulk) } else { (FrameKind::Control, Plane::Control) };
+        Ok(Self { kind, plane, traffic: message.traffic_kind(), head, data, frame_bytes: MAX_FRAME_BYTES, offset: 0, done: Some(done) })
+    }
+
+    fn own(kind: FrameKind, plane: Plane, head: Vec<u8>) -> Self {
+        Self { kind, plane, traffic: TrafficKind::Other, head, data: Bytes::new(), frame_bytes: MAX_FRAME_BYTES, offset: 0, done: None }
+    }
+}
+
+/// Runs a link to its end. The second value keeps the connection for as long as it should outlive the link.
+pub(crate) async fn run(
+    context: LinkContext,
+    connection: Box<dyn Connection>,
+    incoming: ConnectionEvents,
+    commands: mpsc::UnboundedReceiver<Command>,
+) -> (LinkEnd, impl Future<Output = ()>) {
+    let mut link = Link::new(context, connection);
+    let end = link.drive(incoming, commands).await;
+    link.context.is_up.set(false);
+    let lingers = matches!(end, LinkEnd::Failed(_)) && link.planes.iter().any(|plane| plane.is_open);
+    // Whoever still waits for a message to be sent is told now.
+    link.planes = Default::default();
+    let linger = async move {
+        if lingers {
+            platform::sleep(LINGER_MILLIS).await;
+        }
+        drop(link);
+    };
+    (end, linger)
+}
+
+struct Link {
+    context: LinkContext,
+    connection: Box<dyn Connection>,
+    local_fingerprint: Option<String>,
+    remote_fingerprint: Option<String>,
+    max_frame_bytes: usize,
+    planes: [PlaneState; 2],
+    phase: Phase,
+    is_disconnected: bool,
+    unread: Rc<Cell<usize>>,
+    next_message: u32,
+}
+
+#[derive(Default)]
+struct PlaneState {
+    is_open: bool,
+    is_greeted: bool,
+    assembler: Assembler,
+    queue: VecDeque<(u32, Outgoing)>,
+    unanswered_bytes: usize,
+}
+
+enum Phase {
+    Connecting,
+    Measuring(Measuring),
+    Up,
+}
+
+/// What was measured so far.
+#[derive(Default)]
+struct Measuring {
+    round_trips: Vec<f64>,
+    ping_sent_at: f64,
+    /// When the first probe frame came, and its length.
+    first_probe: Option<(f64, usize)>,
+    has_their_probe: bool,
+    /// When our probe was queued.
+    probe_sent_at: Option<f64>,
+    bytes_per_second: Option<f64>,
+    /// The other end may be up before us.
+    early: Vec<(PeerMessage, Bytes, usize)>,
+}
+
+impl Measuring {
+    fn round_trip_millis(&self) -> Option<f64> {
+        (self.round_trips.len() as u32 >= PINGS).then(|| self.round_trips.iter().copied().fold(f64::INFINITY, f64::min))
+    }
+}
+
+impl Link {
+    fn new(context: LinkContext, connection: Box<dyn Connection>) -> Self {
+        Self {
+            context,
+            connection,
+            local_fingerprint: None,
+            remote_fingerprint: None,
+            max_frame_bytes: MAX_FRAME_BYTES,
+            planes: Default::default(),
+            phase: Phase::Connecting,
+            is_disconnected: false,
+            unread: Rc::default(),
+            next_message: 0,
+        }
+    }
+
+    async fn drive(&mut self, mut incoming: ConnectionEvents, mut commands: mpsc::UnboundedReceiver<Command>) -> LinkEnd {
+        let mut set_up = timer(self.context.config.set_up_timeout_millis);
+        let mut silence = Timer::terminated();
+        let mut handled = 0u32;
+        loop {
+            self.flush();
+            let result = select! {
+                event = incoming.next() => match event {
+                    Some(event) => self.on_event(event),
+                    None => Err("the connection to the other device ended".to_owned().into()),
+                },
+                command = commands.next() => match command {
+                    Some(command) => self.on_command(command),
+                    None => Err(LinkEnd::HungUp),
+                },
+                () = set_up => match self.phase {
+                    Phase::Up => Ok(()),
+                    _ => Err(self.set_up_failure().into()),
+                },
+                () = silence => Err("nothing was heard of the other device any more".to_owned().into()),
+            };
+            if let Err(end) = result {
+                return end;
+            }
+            if self.is_disconnected == silence.is_terminated() {
+                silence = if self.is_disconnected { timer(self.context.config.silence_millis) } else { Timer::terminated() };
+            }
+            handled = handled.wrapping_add(1);
+            if handled.is_multiple_of(EVENTS_PER_TURN) {
+                platform::yield_now().await;
+            }
+        }
+    }
+
+    fn set_up_failure(&self) -> String {
+        let seconds = f64::from(self.context.config.set_up_timeout_millis) / 1e3;
+        let what = if self.remote_fingerprint.is_none() {
+            "the other device did not answer"
+        } else if self.planes.iter().any(|plane| !plane.is_open) {
+            "no direct connection came about: both devices must be in one network, without a firewall or the Wi-Fi's client isolation between them"
+        } else if matches!(self.phase, Phase::Connecting) {
+            "the other device did not greet"
+        } else {
+            "the other device did not answer the measurement"
+        };
+        format!("no link within {seconds} s: {what}")
+    }
+
+    fn on_command(&mut self, command: Command) -> Result<(), LinkEnd> {
+        match command {
+            Command::Signal(signal) => self.on_signal(signal),
+            Command::Send(outgoing) => {
+                self.enqueue(outgoing);
+                Ok(())
+            }
+            Command::End(end) => Err(end),
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal) -> Result<(), LinkEnd> {
+        let (kind, attempt, sdp) = match signal {
+            Signal::Offer { attempt, sdp } => (DescriptionKind::Offer, attempt, sdp),
+            Signal::Answer { attempt, sdp } => (DescriptionKind::Answer, attempt, sdp),
+            Signal::Candidate { candidate, .. } => {
+                self.connection.add_candidate(candidate);
+                return Ok(());
+            }
+            Signal::Wanted => return Ok(()),
+        };
+        if self.remote_fingerprint.is_some() || (kind == DescriptionKind::Offer) == self.context.is_offerer {
+            log::warn!("node {} described its end twice or in the wrong role", self.context.peer);
+            return Ok(());
+        }
+        self.context.attempt = Some(attempt);
+        self.remote_fingerprint = Some(sdp::fingerprint(&sdp)?);
+        self.max_frame_bytes = sdp::max_message_bytes(&sdp).min(MAX_FRAME_BYTES);
+        if self.max_frame_bytes <= 2 * HEADER_BYTES {
+            return Err(format!("the other device takes messages of {} bytes only, at least 64 were expected", self.max_frame_bytes).into());
+        }
+        self.connection.set_remote(Description { kind, sdp });
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: ConnectionEvent) -> Result<(), LinkEnd> {
+        match event {
+            ConnectionEvent::LocalDescription(Description { kind, sdp }) => {
+                self.local_fingerprint = Some(sdp::fingerprint(&sdp)?);
+                let attempt = self.context.attempt.unwrap_or_default();
+                self.signal(&match kind {
+                    DescriptionKind::Offer => Signal::Offer { attempt, sdp },
+                    DescriptionKind::Answer => Signal::Answer { attempt, sdp },
+                });
+            }
+            ConnectionEvent::LocalCandidate(candidate) => self.signal(&Signal::Candidate { attempt: self.context.attempt.unwrap_or_default(), candidate }),
+            ConnectionEvent::Open(plane) => self.on_open(plane)?,
+            ConnectionEvent::Message(plane, bytes) => self.on_frame(plane, &bytes)?,
+            ConnectionEvent::Sent(plane, bytes) => {
+                let state = &mut self.planes[plane.index()];
+                state.unanswered_bytes = state.unanswered_bytes.saturating_sub(bytes);
+            }
+            ConnectionEvent::Disconnected => self.is_disconnected = true,
+            ConnectionEvent::Reconnected => self.is_disconnected = false,
+            ConnectionEvent::Closed(reason) => return Err(reason.into()),
+        }
+        Ok(())
+    }
+
+    fn on_open(&mut self, plane: Plane) -> Result<(), LinkEnd> {
+        if std::mem::replace(&mut self.planes[plane.index()].is_open, true) {
+            return Ok(());
+        }
+        let proof = self.proof(self.context.is_offerer)?;
+        let hello = Hello { version: PROTOCOL_VERSION, node: self.context.config.node, proof };
+        self.enqueue(Outgoing::own(FrameKind::Hello, plane, hello.encode()));
+        self.measure_if_greeted();
+        Ok(())
+    }
+
+    /// What the end with the given role has to send.
+    fn proof(&self, is_offerer: bool) -> Result<[u8; 32], LinkEnd> {
+        let (Some(local), Some(remote)) = (&self.local_fingerprint, &self.remote_fingerprint) else {
+            return Err("a channel opened before both ends were described".to_owned().into());
+        };
+        let (offerer, answerer) = if self.context.is_offerer { (local, remote) } else { (remote, local) };
+        Ok(self.context.config.secret.link_proof(is_offerer, offerer, answerer))
+    }
+
+    fn on_frame(&mut self, plane: Plane, frame: &[u8]) -> Result<(), LinkEnd> {
+        if let Phase::Measuring(measuring) = &mut self.phase
+            && plane == Plane::Bulk
+            && frame.get(3) == Some(&(FrameKind::Probe as u8))
+        {
+            measuring.first_probe.get_or_insert((now_millis(), frame.len()));
+        }
+        let state = &mut self.planes[plane.index()];
+        let message = state.assembler.push(frame).map_err(|error| format!("the other device sent a broken frame: {error}"))?;
+        let Some(message) = message else { return Ok(()) };
+        match (state.is_greeted, message.kind) {
+            (false, FrameKind::Hello) => {
+                self.check_hello(&message.body)?;
+                self.planes[plane.index()].is_greeted = true;
+                self.measure_if_greeted();
+                Ok(())
+            }
+            (false, kind) => Err(format!("the other device began with a {kind:?} frame, its greeting was expected: reload the page on both").into()),
+            (true, FrameKind::Hello) => Err("the other device greeted twice on one channel".to_owned().into()),
+            (true, FrameKind::Probe) => {
+                self.on_probe();
+                Ok(())
+            }
+            (true, FrameKind::Control | FrameKind::Tensor) => self.on_message(plane, message),
+        }
+    }
+
+    fn check_hello(&self, body: &[u8]) -> Result<(), LinkEnd> {
+        let hello = Hello::decode(body).map_err(|error| format!("the other device greeted with {error}"))?;
+        if !hello.version.is_compatible_with(PROTOCOL_VERSION) {
+            let (theirs, ours) = (hello.version.major, PROTOCOL_VERSION.major);
+            return Err(format!("the other device speaks protocol version {theirs}, this one {ours}: reload the page on both").into());
+        }
+        if !equal_in_constant_time(&hello.proof, &self.proof(!self.context.is_offerer)?) {
+            return Err("the other device does not know this room's secret: scan the code of this household again".to_owned().into());
+        }
+        if hello.node != self.context.peer {
+            return Err(format!("the other device says it is node {}, node {} was expected", hello.node, self.context.peer).into());
+        }
+        Ok(())
+    }
+
+    fn measure_if_greeted(&mut self) {
+        if matches!(self.phase, Phase::Connecting) && self.planes.iter().all(|plane| plane.is_open && plane.is_greeted) {
+            self.phase = Phase::Measuring(Measuring { ping_sent_at: now_millis(), ..Measuring::default() });
+            self.send_own(&PeerMessage::Ping(0));
+        }
+    }
+
+    fn on_message(&mut self, plane: Plane, Message { kind, body }: Message) -> Result<(), LinkEnd> {
+        let body = Bytes::from(body);
+        let (message, data_at) = PeerMessage::decode(&body).map_err(|error| format!("the other device sent {error}"))?;
+        let is_bulk = plane == Plane::Bulk;
+        if message.is_bulk() != is_bulk || (kind == FrameKind::Tensor) != is_bulk {
+            return Err(format!("the other device sent a {kind:?} message on the {} channel", plane.label()).into());
+        }
+        match message {
+            PeerMessage::Ping(number) => self.send_own(&PeerMessage::Pong(number)),
+            PeerMessage::Pong(number) => self.on_pong(number),
+            PeerMessage::ProbeResult { bytes, micros } => self.on_probe_result(bytes, micros),
+            message => {
+                let bytes = body.len();
+                if self.unread.get() + bytes > self.context.config.max_unread_bytes {
+                    return Err(format!("the other device sent more than {} bytes that were not asked for", self.context.config.max_unread_bytes).into());
+                }
+                self.unread.set(self.unread.get() + bytes);
+                let data = body.slice(data_at..);
+                match &mut self.phase {
+                    Phase::Up => self.deliver(message, data, bytes),
+                    Phase::Measuring(measuring) => measuring.early.push((message, data, bytes)),
+                    Phase::Connecting => return Err("the other device sent work before both greetings".to_owned().into()),
+                }
+            }
+        }
+        self.finish_measuring();
+        Ok(())
+    }
+
+    fn on_pong(&mut self, number: u32) {
+        let Phase::Measuring(measuring) = &mut self.phase else { return };
+        if number as usize != measuring.round_trips.len() || number >= PINGS {
+            return;
+        }
+        let now = now_millis();
+        measuring.round_trips.push(now - measuring.ping_sent_at);
+        measuring.ping_sent_at = now;
+        if number + 1 < PINGS {
+            self.send_own(&PeerMessage::Ping(number + 1));
+        } else {
+            self.send_probe_if_it_is_our_turn();
+        }
+    }
+
+    /// One at a time, so that the directions do not share the link: the offerer's goes first.
+    fn send_probe_if_it_is_our_turn(&mut self) {
+        let is_offerer = self.context.is_offerer;
+        let Phase::Measuring(measuring) = &mut self.phase else { return };
+        if measuring.round_trip_millis().is_none() || measuring.probe_sent_at.is_some() || !(is_offerer || measuring.has_their_probe) {
+            return;
+        }
+        measuring.probe_sent_at = Some(now_millis());
+        let probe = Outgoing { frame_bytes: PROBE_FRAME_BYTES, ..Outgoing::own(FrameKind::Probe, Plane::Bulk, vec![0; PROBE_BYTES]) };
+        self.enqueue(probe);
+    }
+
+    /// A whole probe came.
+    fn on_probe(&mut self) {
+        let Phase::Measuring(measuring) = &mut self.phase else { return };
+        let Some((first_at, first_len)) = measuring.first_probe else { return };
+        measuring.has_their_probe = true;
+        let micros = ((now_millis() - first_at) * 1e3).max(1.0) as u64;
+        self.send_own(&PeerMessage::ProbeResult { bytes: PROBE_BYTES.saturating_sub(first_len) as u64, micros });
+        self.send_probe_if_it_is_our_turn();
+        self.finish_measuring();
+    }
+
+    /// Takes the slower of what the receiver saw and what we saw: a browser's Worker gets frames in bursts, which makes the
+    /// first too fast.
+    fn on_probe_result(&mut self, bytes: u64, micros: u64) {
+        let Phase::Measuring(measuring) = &mut self.phase else { return };
+        let (Some(sent_at), Some(round_trip)) = (measuring.probe_sent_at, measuring.round_trip_millis()) else { return };
+        let theirs = bytes as f64 * 1e6 / micros.max(1) as f64;
+        let ours = PROBE_BYTES as f64 * 1e3 / (now_millis() - sent_at - round_trip).max(0.05);
+        measuring.bytes_per_second = Some(theirs.min(ours));
+    }
+
+    fn finish_measuring(&mut self) {
+        let Phase::Measuring(measuring) = &mut self.phase else { return };
+        let (Some(round_trip_millis), Some(bytes_per_second), true) = (measuring.round_trip_millis(), measuring.bytes_per_second, measuring.has_their_probe) else { return };
+        let early = std::mem::take(&mut measuring.early);
+        self.phase = Phase::Up;
+        self.context.is_up.set(true);
+        self.say(TransportEvent::LinkUp { peer: self.context.peer, round_trip_millis, bytes_per_second });
+        for (message, data, bytes) in early {
+            self.deliver(message, data, bytes);
+        }
+    }
+
+    fn deliver(&self, message: PeerMessage, data: Bytes, bytes: usize) {
+        let event = TransportEvent::Message { from: self.context.peer, message, data };
+        let _ = self.context.events.unbounded_send(Envelope { event, unread: Some((Rc::clone(&self.unread), bytes)) });
+    }
+
+    fn say(&self, event: TransportEvent) {
+        let _ = self.context.events.unbounded_send(Envelope { event, unread: None });
+    }
+
+    fn signal(&self, signal: &Signal) {
+        self.say(TransportEvent::Signal { to: self.context.peer, payload: signal.to_json() });
+    }
+
+    fn send_own(&mut self, message: &PeerMessage) {
+        self.enqueue(Outgoing::own(FrameKind::Control, Plane::Control, message.encode(&[])));
+    }
+
+    fn enqueue(&mut self, outgoing: Outgoing) {
+        let number = self.next_message;
+        self.next_message = number.wrapping_add(1);
+        self.planes[outgoing.plane.index()].queue.push_back((number, outgoing));
+    }
+
+    /// Gives the channels as much as their windows take.
+    fn flush(&mut self) {
+        let window = self.connection.window_bytes();
+        for plane in Plane::ALL {
+            let state = &mut self.planes[plane.index()];
+            if !state.is_open {
+                continue;
+            }
+            while let Some((number, message)) = state.queue.front_mut() {
+                let frame_bytes = message.frame_bytes.min(self.max_frame_bytes);
+                if state.unanswered_bytes > 0 && state.unanswered_bytes + frame_bytes > window {
+                    break;
+                }
+                let total = message.head.len() + message.data.len();
+                let frame = frame::cut(message.kind, *number, [&message.head, &message.data], message.offset, frame_bytes);
+                message.offset += frame.len() - HEADER_BYTES;
+                state.unanswered_bytes += frame.len();
+                count(&mut self.context.counters.borrow_mut(), message.traffic, frame.len() as u64);
+                self.connection.send(plane, frame);
+                if message.offset >= total {
+                    let done = state.queue.pop_front().and_then(|(_, message)| message.done);
+                    if let Some(done) = done {
+                        let _ = done.send(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+type Timer = Fuse<Pin<Box<dyn Future<Output = ()>>>>;
+
+fn timer(millis: u32) -> Timer {
+    let sleep: Pin<Box<dyn Future<Output = ()>>> = Box::pin(platform::sleep(millis));
+    sleep.fuse()
+}
+
+fn count(counters: &mut LinkCounters, traffic: TrafficKind, bytes: u64) {
+    let counter = match traffic {
+        TrafficKind::Activations => &mut counters.activations_bytes,
+        TrafficKind::SideGradients => &mut counters.side_gradients_bytes,
+        TrafficKind::AdapterGradients => &mut counters.adapter_gradients_bytes,
+        TrafficKind::Cache => &mut counters.cache_bytes,
+        TrafficKind::Other => &mut counters.other_bytes,
+    };
+    *counter += bytes;
+}
