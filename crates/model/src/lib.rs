@@ -1,5 +1,7 @@
 //! What a model is: configs, parameter names and shapes, weight files, tokenizers, datasets, batches.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod batch;
 mod config;
 #[cfg(feature = "tokenizers")]

@@ -155,6 +155,7 @@ pub fn hash_bytes(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 fn model_hash(config: &str, tensors: &BTreeMap<String, ManifestTensor>) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut put = |text: &str| {
