@@ -1,8 +1,12 @@
 //! Tensors, reverse-mode differentiation, the WebGPU and CPU back ends, adapters, optimiser and cache.
 
 mod backend;
+pub mod cache_entry;
+mod choose;
 pub mod cpu;
 mod error;
+pub mod generate;
+pub mod gpu;
 pub mod llama;
 pub mod loss;
 #[allow(missing_docs, reason = "the formula of each operation names its fields")]
@@ -11,6 +15,7 @@ pub mod optim;
 pub mod packed;
 pub mod params;
 pub mod side;
+pub mod stage;
 pub mod tape;
 pub mod tensor;
 pub mod train_full;
@@ -18,6 +23,7 @@ pub mod train_full;
 pub mod verify;
 
 pub use backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse};
+pub use choose::{BackendChoice, create_backend};
 pub use cpu::CpuBackend;
 pub use error::EngineError;
 pub use tensor::{Device, Tensor};

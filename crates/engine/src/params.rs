@@ -121,6 +121,11 @@ impl ParameterSet {
         self.chunks.iter().rev().find(|chunk| chunk.start <= info.offset)
     }
 
+    /// The first buffer of parameters: something small to wait on.
+    pub fn first_values(&self) -> Tensor {
+        self.chunks[0].values.clone()
+    }
+
     /// Sets all gradients to 0.
     pub fn zero_grads(&self) {
         for chunk in &self.chunks {

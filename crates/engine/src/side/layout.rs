@@ -116,7 +116,7 @@ impl SideLayout {
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (wide, narrow) = (self.model.width, self.side.width);
         let mut list = Vec::new();
-        let mut linear = |list: &mut Vec<_>, name: String, shape: [usize; 2]| {
+        let linear = |list: &mut Vec<_>, name: String, shape: [usize; 2]| {
             list.push((format!("{name}.weight"), shape.to_vec()));
             list.push((format!("{name}.bias"), vec![shape[0]]));
         };
