@@ -1,1 +1,24 @@
 //! The household's server: pages, pairing, weights, datasets, runs; hosts the coordinator.
+
+mod address;
+mod checkpoint;
+mod data_dir;
+mod datasets;
+mod error;
+mod host;
+mod invite;
+mod models;
+mod nodes;
+mod pages;
+mod ranges;
+mod routes;
+mod run_request;
+mod serve;
+pub mod side;
+mod store;
+mod tls;
+
+pub use data_dir::DataDir;
+pub use error::ServerError;
+pub use models::Recommendation;
+pub use serve::{RunningServer, ServerConfig, serve};

@@ -1,0 +1,103 @@
+//! The side network of a model: names and shapes of its parameters, and what everything costs.
+
+use barycenter_core::cost::Dimensions;
+use barycenter_model::ModelConfig;
+use barycenter_model::names::{self, Parameter};
+use barycenter_protocol::plan::ModelCost;
+
+/// The side network's shapes: the family's own layers with sizes divided by k. An error is one sentence.
+pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, String> {
+    let k = reduction as usize;
+    let divides = |size: usize| k > 0 && size.is_multiple_of(k);
+    let even_head = |size: usize| divides(size) && (size / k).is_multiple_of(2);
+    if !(divides(config.width) && even_head(config.head_dim) && divides(config.ffn_width)) {
+        let possible: Vec<String> = (1..=64usize)
+            .filter(|k| config.width.is_multiple_of(*k) && config.head_dim.is_multiple_of(2 * k) && config.ffn_width.is_multiple_of(*k))
+            .map(|k| k.to_string())
+            .collect();
+        let (width, head, ffn) = (config.width, config.head_dim, config.ffn_width);
+        return Err(format!(
+            "the reduction {reduction} does not divide the model's width {width}, head size {head} (into even parts) and feed-forward size {ffn}: choose one of {}",
+            possible.join(", ")
+        ));
+    }
+    let mut side = config.clone();
+    side.width /= k;
+    side.head_dim /= k;
+    side.ffn_width /= k;
+    Ok(side)
+}
+
+/// Names and shapes of all adapter parameters, as in an adapter file.
+pub fn adapter_parameters(config: &ModelConfig, reduction: u32) -> Result<Vec<Parameter>, String> {
+    let side = side_config(config, reduction)?;
+    let (width, r, layers) = (config.width, side.width, config.layers);
+    let mut list = Vec::new();
+    let mut add = |name: String, shape: Vec<usize>| list.push(Parameter { name, shape });
+    for tap in 0..=layers {
+        add(format!("side.down.{tap}.weight"), vec![r, width]);
+        add(format!("side.down.{tap}.bias"), vec![r]);
+    }
+    add("side.gate".into(), vec![layers]);
+    for layer in 0..layers {
+        for (name, shape) in names::layer_shapes(&side) {
+            add(format!("side.layers.{layer}.{name}"), shape);
+        }
+    }
+    add("side.norm.weight".into(), vec![r]);
+    add("side.up.weight".into(), vec![width, r]);
+    add("side.up.bias".into(), vec![width]);
+    Ok(list)
+}
+
+/// Number of values of the whole adapter.
+pub fn adapter_parameter_count(config: &ModelConfig, reduction: u32) -> Result<u64, String> {
+    Ok(adapter_parameters(config, reduction)?.iter().map(|p| p.elements() as u64).sum())
+}
+
+/// What the planner needs to know, as [`barycenter_core::cost`] counts it.
+pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_tokens: f64) -> ModelCost {
+    let parameters = names::parameter_count(config) as u64;
+    barycenter_core::cost::model_cost(&Dimensions {
+        layers: config.layers as u32,
+        width: config.width as u32,
+        heads: config.heads as u32,
+        kv_heads: config.kv_heads as u32,
+        head_dim: config.head_dim as u32,
+        ffn_width: config.ffn_width as u32,
+        vocab: config.vocab as u32,
+        reduction,
+        weight_bytes: stored_bytes.div_ceil(parameters.max(1)) as u32,
+        mean_tokens: mean_tokens.ceil() as u32,
+        tied_head: config.tied_head,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ModelConfig {
+        let json = serde_json::json!({
+            "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 8,
+            "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 160, "vocab_size": 320
+        });
+        ModelConfig::parse(&json.to_string()).unwrap()
+    }
+
+    #[test]
+    fn adapter_parameters_are_named_and_shaped_as_in_the_design() {
+        let list = adapter_parameters(&config(), 4).unwrap();
+        let shape = |name: &str| list.iter().find(|p| p.name == name).unwrap_or_else(|| panic!("{name}")).shape.clone();
+        assert_eq!(shape("side.gate"), [3]);
+        assert_eq!(shape("side.down.3.weight"), [16, 64]);
+        assert_eq!(shape("side.layers.2.mlp.gate_proj.weight"), [40, 16]);
+        assert_eq!(shape("side.up.weight"), [64, 16]);
+    }
+
+    #[test]
+    fn a_reduction_that_does_not_divide_names_those_that_do() {
+        assert!(side_config(&config(), 3).unwrap_err().ends_with("choose one of 1, 2, 4"));
+        assert!(side_config(&config(), 0).is_err());
+    }
+}
