@@ -5,6 +5,7 @@
 //! tensor, so that a whole household runs in one test in virtual time.
 
 pub mod coordinator;
+pub mod cost;
 pub mod io;
 pub mod node;
 pub mod order;

@@ -62,6 +62,9 @@ pub struct ModelCost {
     pub width: u32,
     /// Width of the side network, elements.
     pub side_width: u32,
+    /// Whether the head's weights are the embedding's: a device with both holds them once.
+    #[serde(default)]
+    pub tied_head: bool,
 }
 
 /// A device inside a stage and the slots of every mini-batch it computes.

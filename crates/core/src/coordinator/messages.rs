@@ -187,9 +187,13 @@ pub struct RunSnapshot {
     pub checkpoint: Option<CheckpointRef>,
     /// Paused by a person.
     pub paused: bool,
-    /// Steps of the current epoch so far.
+    /// Nodes of the last plan: when as many are back, the run goes on at once.
+    pub nodes: u32,
+    /// Last epoch whose held-out loss is known.
+    pub held_out_epoch: Option<u32>,
+    /// Steps before the checkpoint in its epoch.
     pub steps: Vec<SavedStep>,
-    /// Seconds spent in the current epoch before the snapshot.
+    /// Seconds spent in that epoch before the snapshot.
     pub epoch_seconds: f64,
 }
 

@@ -1,0 +1,666 @@
+//! One run: plan, prepare, phases, and starting again from the last checkpoint when somebody is gone.
+//!
+//! A generation either fills (epoch 0 through the pipeline, then a refill of what the cache lacks) or trains
+//! ([refill,] redistribution, then epochs from the cache). Every change of plan is a new generation from the newest
+//! checkpoint; at the end of an epoch that checkpoint is the end of the epoch, so that nothing is redone.
+
+use super::books::Books;
+use super::cache::{self, Held};
+use super::stall::Stall;
+use super::swarm::Context;
+use super::{CoordinatorOutput, Level, RunProgress, RunSnapshot, RunStart, StepRecord};
+use crate::io::{Micros, SECOND};
+use crate::order::SampleOrder;
+use crate::planner::{self, linked_subset};
+use crate::schedule::{steps_per_epoch, total_steps};
+use barycenter_protocol::api::RunState;
+use barycenter_protocol::control::{Assignment, CheckpointRef, FromNode, Holding, Phase, PhaseKind, StepReport, ToNode};
+use barycenter_protocol::plan::Plan;
+use barycenter_protocol::{Generation, NodeId, RunId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long the end of an epoch waits for its checkpoint before it is redone from the one before.
+const CHECKPOINT_PATIENCE: Micros = 30 * SECOND;
+/// Refills in a row that leave something missing before the run is given up.
+const MAX_FRUITLESS_REFILLS: u32 = 3;
+
+/// Why the run has no plan in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fresh {
+    Start,
+    Restored { nodes: u32 },
+    Changed,
+}
+
+#[derive(Debug)]
+enum State {
+    Gathering { since: Option<Micros> },
+    Preparing { pending: BTreeMap<NodeId, Micros> },
+    Phase { kind: PhaseKind, epoch: u32, held_out_only: bool, doing: BTreeSet<NodeId>, pending: BTreeSet<NodeId> },
+    /// The end of the epoch before `epoch`: waits for its checkpoint.
+    Boundary { since: Micros, epoch: u32 },
+    Over,
+}
+
+#[derive(Debug)]
+pub(super) struct Run {
+    pub start: RunStart,
+    order: SampleOrder,
+    generation: Generation,
+    checkpoint: Option<CheckpointRef>,
+    paused: bool,
+    fresh: Fresh,
+    state: State,
+    shown: Option<(RunState, String)>,
+    pub plan: Option<Plan>,
+    fills: bool,
+    needs_backbone: bool,
+    force_backbone: bool,
+    fruitless_refills: u32,
+    participants: BTreeSet<NodeId>,
+    considered: BTreeSet<NodeId>,
+    /// The swarm's version at which no plan could be made: no use trying again before it changes.
+    hopeless: Option<u64>,
+    nodes_before: u32,
+    excluded: BTreeMap<NodeId, String>,
+    holdings: BTreeMap<NodeId, Held>,
+    books: Books,
+    stall: Stall,
+}
+
+impl Run {
+    pub fn new(start: RunStart) -> Self {
+        Self::with(start, Fresh::Start, Generation(0), None, false, Books::default())
+    }
+
+    pub fn restore(snapshot: RunSnapshot) -> Self {
+        let epoch = snapshot.checkpoint.map_or(0, |c| c.epoch);
+        let books = Books::restore(epoch, &snapshot.steps, snapshot.epoch_seconds, snapshot.held_out_epoch);
+        let fresh = if snapshot.generation.0 == 0 { Fresh::Start } else { Fresh::Restored { nodes: snapshot.nodes } };
+        let run = Self::with(snapshot.start, fresh, snapshot.generation, snapshot.checkpoint, snapshot.paused, books);
+        Self { nodes_before: snapshot.nodes, ..run }
+    }
+
+    fn with(start: RunStart, fresh: Fresh, generation: Generation, checkpoint: Option<CheckpointRef>, paused: bool, books: Books) -> Self {
+        Self {
+            order: SampleOrder::of(&start.spec),
+            start,
+            generation,
+            checkpoint,
+            paused,
+            fresh,
+            state: State::Gathering { since: None },
+            shown: None,
+            plan: None,
+            fills: false,
+            needs_backbone: false,
+            force_backbone: false,
+            fruitless_refills: 0,
+            participants: BTreeSet::new(),
+            considered: BTreeSet::new(),
+            hopeless: None,
+            nodes_before: 0,
+            excluded: BTreeMap::new(),
+            holdings: BTreeMap::new(),
+            books,
+            stall: Stall::default(),
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    pub fn accepts_checkpoint(&self, generation: Generation) -> bool {
+        generation == self.generation && matches!(self.state, State::Phase { .. } | State::Boundary { .. })
+    }
+
+    fn id(&self) -> RunId {
+        self.start.run
+    }
+
+    /// Epoch and step the next generation starts at, and optimiser steps before it.
+    fn position(&self) -> CheckpointRef {
+        self.checkpoint.unwrap_or(CheckpointRef { epoch: 0, step: 0, optimiser_steps: 0 })
+    }
+
+    fn show(&mut self, ctx: &mut Context, state: RunState, note: impl Into<String>) {
+        let state = if self.paused && state == RunState::Running { RunState::Paused } else { state };
+        let shown = (state, note.into());
+        if self.shown.as_ref() != Some(&shown) {
+            self.shown = Some(shown.clone());
+            ctx.progress(self.id(), RunProgress::State { state: shown.0, note: shown.1 });
+        }
+    }
+
+    pub fn persist(&self, ctx: &mut Context) {
+        let at = self.position();
+        let (steps, epoch_seconds) = self.books.save(ctx.now, at.epoch, at.step);
+        let snapshot = RunSnapshot {
+            start: self.start.clone(),
+            generation: self.generation,
+            checkpoint: self.checkpoint,
+            paused: self.paused,
+            nodes: self.nodes_before,
+            held_out_epoch: self.books.held_out_epoch,
+            steps,
+            epoch_seconds,
+        };
+        ctx.out.push_back(CoordinatorOutput::Persist(Some(Box::new(snapshot))));
+    }
+
+    // ---- what people and the server ask ----
+
+    pub fn pause(&mut self, ctx: &mut Context, paused: bool) {
+        if self.paused == paused || self.is_over() {
+            return;
+        }
+        self.paused = paused;
+        for node in ctx.swarm.members.keys() {
+            ctx.to_node(*node, if paused { ToNode::Pause } else { ToNode::Resume });
+        }
+        self.stall.clear();
+        self.persist(ctx);
+        ctx.event(Level::Info, if paused { "The run is paused." } else { "The run goes on." });
+        if matches!(self.state, State::Phase { .. } | State::Boundary { .. }) {
+            self.show(ctx, RunState::Running, "");
+        }
+    }
+
+    pub fn stop(&mut self, ctx: &mut Context) {
+        if !self.is_over() {
+            self.end(ctx, RunState::Stopped, "stopped by you");
+            ctx.event(Level::Info, "The run was stopped; its newest checkpoint stays.");
+        }
+    }
+
+    fn end(&mut self, ctx: &mut Context, state: RunState, note: impl Into<String>) {
+        self.abort(ctx);
+        if self.paused {
+            self.paused = false;
+            for node in ctx.swarm.members.keys() {
+                ctx.to_node(*node, ToNode::Resume);
+            }
+        }
+        self.state = State::Over;
+        ctx.out.push_back(CoordinatorOutput::Persist(None));
+        self.show(ctx, state, note);
+    }
+
+    pub fn checkpoint_complete(&mut self, ctx: &mut Context, checkpoint: CheckpointRef, generation: Generation) {
+        if !self.accepts_checkpoint(generation) || checkpoint.optimiser_steps <= self.position().optimiser_steps {
+            return;
+        }
+        self.checkpoint = Some(checkpoint);
+        self.persist(ctx);
+        ctx.progress(self.id(), RunProgress::Checkpoint(checkpoint));
+        if let State::Boundary { epoch, .. } = self.state {
+            self.boundary(ctx, epoch);
+        }
+    }
+
+    // ---- nodes ----
+
+    /// A node is gone (it is no member any more).
+    pub fn left(&mut self, ctx: &mut Context, node: NodeId, name: &str) {
+        self.holdings.remove(&node);
+        self.excluded.remove(&node);
+        self.stall.moved(node);
+        self.lose(ctx, node, name);
+    }
+
+    fn lose(&mut self, ctx: &mut Context, node: NodeId, name: &str) {
+        if !self.participants.remove(&node) || self.is_over() {
+            return;
+        }
+        let in_stages = self.plan.iter().flat_map(|p| &p.stages).any(|s| s.members.iter().any(|m| m.node == node));
+        match &mut self.state {
+            State::Preparing { pending } if self.fills && !in_stages => {
+                pending.remove(&node);
+                if pending.is_empty() {
+                    self.prepared(ctx);
+                }
+                return;
+            }
+            // not needed for what is being done: it held cache entries, or waits for the train phase
+            State::Phase { kind: PhaseKind::Fill | PhaseKind::Train, doing, .. } if !doing.contains(&node) => return,
+            _ => {}
+        }
+        self.again(ctx, format!("{name} is gone: the others go on without it"));
+    }
+
+    fn exclude(&mut self, ctx: &mut Context, node: NodeId, reason: String) {
+        let name = ctx.swarm.name(node);
+        ctx.event(Level::Warning, format!("{name}: {reason}"));
+        self.holdings.remove(&node);
+        self.excluded.insert(node, reason.clone());
+        self.lose(ctx, node, &name);
+        if !self.is_over() && ctx.swarm.members.keys().all(|n| self.excluded.contains_key(n)) {
+            self.end(ctx, RunState::Failed, reason);
+        }
+    }
+
+    pub fn link_lost(&mut self, ctx: &mut Context, a: NodeId, b: NodeId) {
+        if self.participants.contains(&a) && self.participants.contains(&b) && !self.is_over() {
+            let (a, b) = (ctx.swarm.name(a), ctx.swarm.name(b));
+            self.again(ctx, format!("the link between {a} and {b} broke"));
+        }
+    }
+
+    pub fn message(&mut self, ctx: &mut Context, node: NodeId, message: FromNode) {
+        let current = |generation: Generation| generation == self.generation && self.participants.contains(&node);
+        match message {
+            FromNode::Prepared { generation, holdings } if current(generation) => {
+                self.holds(node, &holdings);
+                if let State::Preparing { pending } = &mut self.state {
+                    pending.remove(&node);
+                    if pending.is_empty() {
+                        self.prepared(ctx);
+                    }
+                }
+            }
+            FromNode::Progress { .. } => {
+                if let State::Preparing { pending } = &mut self.state
+                    && let Some(last) = pending.get_mut(&node)
+                {
+                    *last = ctx.now;
+                }
+            }
+            FromNode::StepDone(report) if current(report.generation) => self.step_done(ctx, node, report),
+            FromNode::HeldOutLoss { generation, loss_sum, tokens, .. } if current(generation) => {
+                self.stall.moved(node);
+                self.books.held_out(node, loss_sum, tokens);
+            }
+            FromNode::PhaseDone { generation, phase, holdings } if current(generation) => {
+                self.stall.moved(node);
+                self.holds(node, &holdings);
+                if let State::Phase { kind, pending, .. } = &mut self.state
+                    && *kind == phase
+                {
+                    pending.remove(&node);
+                    if pending.is_empty() {
+                        self.phase_done(ctx);
+                    }
+                }
+            }
+            FromNode::Waiting { generation, peers } if current(generation) => {
+                self.stall.waits(ctx.now, node, peers);
+                self.check_stall(ctx);
+            }
+            FromNode::Failed { generation, reason } if generation == self.generation && !self.is_over() => self.exclude(ctx, node, reason),
+            _ => {}
+        }
+    }
+
+    fn holds(&mut self, node: NodeId, holdings: &[Holding]) {
+        self.holdings.insert(node, cache::held(&self.start.spec, holdings));
+    }
+
+    // ---- time ----
+
+    pub fn tick(&mut self, ctx: &mut Context) {
+        match &self.state {
+            State::Gathering { .. } => self.try_plan(ctx),
+            State::Preparing { pending } => {
+                let late: Vec<_> = pending.iter().filter(|(_, last)| **last + ctx.patience.prepare <= ctx.now).map(|(n, _)| *n).collect();
+                for node in late {
+                    ctx.dropped.push((node, "it did not get ready in time".into()));
+                }
+            }
+            State::Boundary { since, epoch } if *since + CHECKPOINT_PATIENCE <= ctx.now => {
+                let text = format!("the checkpoint at the end of epoch {} did not arrive", epoch);
+                self.again(ctx, text);
+            }
+            _ => {}
+        }
+    }
+
+    pub fn deadline(&self, ctx: &Context) -> Option<Micros> {
+        match &self.state {
+            State::Gathering { since } => {
+                let steps = [ctx.patience.restore, ctx.patience.links];
+                since.and_then(|since| steps.iter().map(|s| since + s).filter(|t| *t > ctx.now).min())
+            }
+            State::Preparing { pending } => pending.values().map(|last| last + ctx.patience.prepare).min(),
+            State::Boundary { since, .. } => Some(since + CHECKPOINT_PATIENCE),
+            _ => None,
+        }
+    }
+
+    fn check_stall(&mut self, ctx: &mut Context) {
+        let State::Phase { pending, .. } = &self.state else { return };
+        if self.paused {
+            return;
+        }
+        let predicted = self.plan.as_ref().map_or(0.0, |p| p.fill_step_seconds.max(p.train_step_seconds));
+        let limit = ctx.patience.stalled.max((predicted * 10.0 * SECOND as f64) as Micros);
+        let speed = |node: NodeId| ctx.swarm.members.get(&node).map_or(0.0, |m| m.profile.gflops);
+        if let Some(node) = self.stall.culprit(ctx.now, limit, pending, speed) {
+            ctx.dropped.push((node, "it stood still while others waited for it".into()));
+        }
+    }
+
+    // ---- plan ----
+
+    /// Gives up the generation in force; a new one starts from the newest checkpoint as soon as there is a plan.
+    fn again(&mut self, ctx: &mut Context, why: String) {
+        ctx.event(Level::Warning, format!("{}.", capitalised(&why)));
+        self.abort(ctx);
+        self.regenerate(ctx);
+    }
+
+    fn abort(&mut self, ctx: &mut Context) {
+        self.plan = None;
+        for node in std::mem::take(&mut self.participants) {
+            ctx.to_node(node, ToNode::Abort { generation: self.generation });
+        }
+    }
+
+    fn regenerate(&mut self, ctx: &mut Context) {
+        self.fresh = Fresh::Changed;
+        self.hopeless = None;
+        self.state = State::Gathering { since: None };
+        self.try_plan(ctx);
+    }
+
+    fn try_plan(&mut self, ctx: &mut Context) {
+        let State::Gathering { since } = &mut self.state else { return };
+        let nodes = ctx.swarm.members.keys().filter(|n| !self.excluded.contains_key(n)).count() as u32;
+        let wanted = if self.fresh == Fresh::Start { self.start.wait_for_nodes.max(1) } else { 1 };
+        if nodes < wanted {
+            *since = None;
+            let note = if wanted > 1 { format!("{nodes} of {wanted} devices are here") } else { "no device is here: open the invitation's address on one".into() };
+            self.show(ctx, RunState::Waiting, note);
+            return;
+        }
+        let since = *since.get_or_insert(ctx.now);
+        let linked = ctx.swarm.links.all_up() || ctx.now >= since + ctx.patience.links;
+        let ready = match self.fresh {
+            Fresh::Start => linked,
+            Fresh::Restored { nodes: before } => linked && (nodes >= before || ctx.now >= since + ctx.patience.restore),
+            Fresh::Changed => true,
+        };
+        if !ready {
+            self.show(ctx, RunState::Waiting, "devices are making their links");
+            return;
+        }
+        if self.hopeless == Some(ctx.swarm.version) {
+            return;
+        }
+        match self.make_plan(ctx) {
+            Ok((plan, considered)) => self.prepare(ctx, plan, considered),
+            Err(error) => {
+                self.hopeless = Some(ctx.swarm.version);
+                self.show(ctx, RunState::Waiting, error.to_string());
+            }
+        }
+    }
+
+    fn make_plan(&self, ctx: &Context) -> Result<(Plan, BTreeSet<NodeId>), planner::PlanError> {
+        let measured = linked_subset(&ctx.swarm.measurements(|n| !self.excluded.contains_key(&n)));
+        let considered = measured.devices.iter().map(|d| d.node).collect();
+        Ok((planner::plan(&self.start.cost, &measured, self.start.spec.batch, &self.start.plan)?, considered))
+    }
+
+    fn prepare(&mut self, ctx: &mut Context, plan: Plan, considered: BTreeSet<NodeId>) {
+        let at = self.position();
+        if at.step == 0 && at.epoch > 0 {
+            self.close_epoch(ctx, at.epoch - 1);
+        }
+        self.books.rewind(at.epoch, at.step);
+        self.books.forget_rates();
+        self.stall.clear();
+        self.generation.0 += 1;
+        let nodes: BTreeSet<_> = plan.nodes().into_iter().collect();
+        let known: Vec<_> = nodes.iter().filter_map(|n| self.holdings.get(n)).collect();
+        let lacks = !cache::missing(&self.start.spec, known.iter().copied()).is_empty();
+        self.fills = at.epoch == 0 && lacks;
+        self.needs_backbone = self.fills || self.force_backbone || (!known.is_empty() && lacks);
+        self.nodes_before = nodes.len() as u32;
+        self.hopeless = None;
+        self.plan = Some(plan.clone());
+        self.considered = considered;
+        self.participants = nodes.clone();
+        self.state = State::Preparing { pending: nodes.iter().map(|n| (*n, ctx.now)).collect() };
+        self.persist(ctx);
+        ctx.progress(self.id(), RunProgress::Planned { generation: self.generation, plan: plan.clone() });
+        self.show(ctx, RunState::Preparing, "");
+        let assignment = Assignment {
+            run: self.id(),
+            generation: self.generation,
+            spec: self.start.spec.clone(),
+            plan,
+            checkpoint: self.checkpoint,
+            needs_backbone: self.needs_backbone,
+            fills: self.fills,
+        };
+        for node in nodes {
+            ctx.to_node(node, ToNode::Prepare(Box::new(assignment.clone())));
+        }
+    }
+
+    // ---- phases ----
+
+    fn missing(&self) -> Vec<barycenter_protocol::SampleId> {
+        cache::missing(&self.start.spec, self.participants.iter().filter_map(|n| self.holdings.get(n)))
+    }
+
+    fn stage_members(&self) -> BTreeSet<NodeId> {
+        self.plan.iter().flat_map(|p| &p.stages).flat_map(|s| &s.members).map(|m| m.node).collect()
+    }
+
+    fn prepared(&mut self, ctx: &mut Context) {
+        let missing = self.missing();
+        if self.fills && missing.is_empty() {
+            ctx.event(Level::Good, "Every sample is in the cache already: epoch 1 is trained from it.");
+            self.regenerate(ctx);
+        } else if self.fills {
+            let from_step = self.position().step;
+            let nodes = self.stage_members();
+            self.begin(ctx, PhaseKind::Fill, 0, nodes.into_iter().map(|n| (n, Phase::Fill { from_step })).collect());
+        } else {
+            self.complete_cache(ctx);
+        }
+    }
+
+    /// A train generation's way to its epochs: refill, redistribution, steps.
+    fn complete_cache(&mut self, ctx: &mut Context) {
+        let missing = self.missing();
+        if missing.is_empty() {
+            self.fruitless_refills = 0;
+            self.force_backbone = false;
+            self.redistribute(ctx);
+        } else if self.needs_backbone {
+            self.refill(ctx, missing);
+        } else {
+            self.force_backbone = true;
+            self.regenerate(ctx);
+        }
+    }
+
+    fn refill(&mut self, ctx: &mut Context, samples: Vec<barycenter_protocol::SampleId>) {
+        self.fruitless_refills += 1;
+        if self.fruitless_refills > MAX_FRUITLESS_REFILLS {
+            self.end(ctx, RunState::Failed, "cache entries vanish as soon as they are written: free storage on the devices, then start the run again");
+            return;
+        }
+        ctx.event(Level::Info, format!("Computing the cache entries of {} samples.", samples.len()));
+        let epoch = self.position().epoch;
+        let nodes = self.stage_members();
+        self.begin(ctx, PhaseKind::Refill, epoch, nodes.into_iter().map(|n| (n, Phase::Refill { samples: samples.clone() })).collect());
+    }
+
+    fn redistribute(&mut self, ctx: &mut Context) {
+        let Some(plan) = &self.plan else { return };
+        let nodes = self.participants.iter().filter_map(|n| Some((*n, self.holdings.get(n)?))).collect();
+        let transfers = cache::transfers(&self.start.spec, plan, &self.order, &nodes);
+        if transfers.is_empty() {
+            self.train(ctx);
+            return;
+        }
+        let epoch = self.position().epoch;
+        self.begin(ctx, PhaseKind::Redistribute, epoch, transfers.into_iter().map(|(n, (sends, expect))| (n, Phase::Redistribute { sends, expect })).collect());
+    }
+
+    /// Epochs from the cache, one at a time; first the held-out loss of the epoch before, if it is not known.
+    fn train(&mut self, ctx: &mut Context) {
+        let at = self.position();
+        if let Some(before) = at.epoch.checked_sub(1)
+            && at.step == 0
+            && self.start.spec.held_out_samples > 0
+            && self.books.held_out_epoch < Some(before)
+        {
+            self.begin_train(ctx, before, steps_per_epoch(&self.start.spec), true);
+            return;
+        }
+        self.next_epoch(ctx, at.epoch, at.step);
+    }
+
+    fn begin_train(&mut self, ctx: &mut Context, epoch: u32, from_step: u32, held_out_only: bool) {
+        let nodes: Vec<_> = self.plan.iter().flat_map(|p| &p.train).map(|m| m.node).collect();
+        self.begin(ctx, PhaseKind::Train, epoch, nodes.into_iter().map(|n| (n, Phase::Train { epoch, from_step, last_epoch: epoch })).collect());
+        if let State::Phase { held_out_only: flag, .. } = &mut self.state {
+            *flag = held_out_only;
+        }
+    }
+
+    fn begin(&mut self, ctx: &mut Context, kind: PhaseKind, epoch: u32, phases: Vec<(NodeId, Phase)>) {
+        let doing: BTreeSet<_> = phases.iter().map(|(n, _)| *n).collect();
+        self.state = State::Phase { kind, epoch, held_out_only: false, pending: doing.clone(), doing };
+        self.stall.clear();
+        if matches!(kind, PhaseKind::Fill | PhaseKind::Train) {
+            self.books.begin(ctx.now, epoch);
+        }
+        let seconds_left = self.seconds_left(self.position().optimiser_steps);
+        ctx.progress(self.id(), RunProgress::Phase { phase: kind, epoch, seconds_left });
+        self.show(ctx, RunState::Running, "");
+        for (node, phase) in phases {
+            ctx.to_node(node, ToNode::Begin { generation: self.generation, phase });
+        }
+    }
+
+    fn phase_done(&mut self, ctx: &mut Context) {
+        let State::Phase { kind, epoch, held_out_only, .. } = self.state else { return };
+        match kind {
+            PhaseKind::Fill => match self.missing() {
+                missing if missing.is_empty() => self.boundary(ctx, 1),
+                missing => self.refill(ctx, missing),
+            },
+            PhaseKind::Refill if self.fills => match self.missing() {
+                missing if missing.is_empty() => {
+                    self.fruitless_refills = 0;
+                    self.boundary(ctx, 1);
+                }
+                missing => self.refill(ctx, missing),
+            },
+            PhaseKind::Refill => self.complete_cache(ctx),
+            PhaseKind::Redistribute => {
+                let Some(plan) = &self.plan else { return };
+                let nodes = self.participants.iter().filter_map(|n| Some((*n, self.holdings.get(n)?))).collect();
+                if cache::transfers(&self.start.spec, plan, &self.order, &nodes).is_empty() {
+                    self.train(ctx);
+                } else {
+                    self.force_backbone = true;
+                    self.again(ctx, "cache entries were lost on their way".into());
+                }
+            }
+            PhaseKind::Train => {
+                if let Some(loss) = self.books.close_held_out(epoch) {
+                    let optimiser_steps = (epoch + 1) * steps_per_epoch(&self.start.spec);
+                    ctx.progress(self.id(), RunProgress::HeldOut { epoch, optimiser_steps, loss });
+                }
+                let at = self.position();
+                let (next, step) = if held_out_only { (at.epoch, at.step) } else { (epoch + 1, 0) };
+                self.next_epoch(ctx, next, step);
+            }
+        }
+    }
+
+    /// Goes on with an epoch: with the plan in force, or with a new one if somebody has joined who is of use.
+    fn next_epoch(&mut self, ctx: &mut Context, epoch: u32, step: u32) {
+        if epoch >= self.start.spec.epochs {
+            return self.boundary(ctx, epoch);
+        }
+        if step == 0
+            && let Ok((plan, considered)) = self.make_plan(ctx)
+            && !considered.is_subset(&self.considered)
+        {
+            let uses_new = plan.train.iter().any(|m| !self.considered.contains(&m.node));
+            if uses_new {
+                return self.boundary(ctx, epoch);
+            }
+            self.considered.extend(considered);
+        }
+        self.begin_train(ctx, epoch, step, false);
+    }
+
+    /// All steps before `epoch` are done: once their checkpoint is there, a new plan or the end.
+    fn boundary(&mut self, ctx: &mut Context, epoch: u32) {
+        let at = self.position();
+        if (at.epoch, at.step) < (epoch, 0) {
+            if !matches!(self.state, State::Boundary { .. }) {
+                self.state = State::Boundary { since: ctx.now, epoch };
+            }
+            return;
+        }
+        let known = self.start.spec.held_out_samples == 0 || self.books.held_out_epoch >= epoch.checked_sub(1);
+        if epoch >= self.start.spec.epochs && known {
+            self.close_epoch(ctx, epoch.saturating_sub(1));
+            self.end(ctx, RunState::Done, "");
+            ctx.event(Level::Good, "The run is done.");
+        } else {
+            self.regenerate(ctx);
+        }
+    }
+
+    // ---- books ----
+
+    fn step_done(&mut self, ctx: &mut Context, node: NodeId, report: StepReport) {
+        self.stall.moved(node);
+        let State::Phase { kind, doing, .. } = &self.state else { return };
+        let (epoch, step) = (report.epoch, report.step);
+        let is_fill = *kind == PhaseKind::Fill;
+        let Some(closed) = self.books.report(ctx.now, node, report, doing, &self.order, is_fill) else { return };
+        if !closed.is_exact {
+            ctx.event(Level::Bad, format!("Step {step} of epoch {epoch} was computed on other samples than planned: please report this."));
+        }
+        let optimiser_steps = epoch * steps_per_epoch(&self.start.spec) + step;
+        let record = StepRecord {
+            epoch,
+            step,
+            optimiser_steps,
+            loss: closed.sums.loss_sum / (closed.sums.tokens.max(1) as f64),
+            gradient_norm: closed.gradient_norm,
+            seconds: closed.seconds,
+            seconds_left: self.seconds_left(optimiser_steps + 1),
+        };
+        ctx.progress(self.id(), RunProgress::Step(record));
+        if step + 1 >= steps_per_epoch(&self.start.spec) {
+            self.close_epoch(ctx, epoch);
+        }
+    }
+
+    fn close_epoch(&mut self, ctx: &mut Context, epoch: u32) {
+        let phase = if epoch == 0 && self.fills { PhaseKind::Fill } else { PhaseKind::Train };
+        if let Some(view) = self.books.close_epoch(ctx.now, epoch, phase) {
+            ctx.progress(self.id(), RunProgress::Epoch(view));
+        }
+    }
+
+    fn seconds_left(&self, optimiser_steps: u32) -> f64 {
+        let Some(plan) = &self.plan else { return 0.0 };
+        let spec = &self.start.spec;
+        let fill_left = if self.fills { steps_per_epoch(spec).saturating_sub(optimiser_steps) } else { 0 };
+        let train_left = total_steps(spec).saturating_sub(optimiser_steps) - fill_left;
+        f64::from(fill_left) * self.books.rate(true).unwrap_or(plan.fill_step_seconds) + f64::from(train_left) * self.books.rate(false).unwrap_or(plan.train_step_seconds)
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
