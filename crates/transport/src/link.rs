@@ -32,6 +32,9 @@ const PROBE_BYTES: usize = 256 * 1024;
 const PROBE_FRAME_BYTES: usize = 16 * 1024;
 /// A refused connection stays open for so long, so that the other end gets our greeting and can say why it ends too.
 const LINGER_MILLIS: u32 = 300;
+/// Until the other end shows that it has our greeting, it is repeated so often: a channel may be open at one end a moment
+/// before the other end's stack takes messages for it (the `webrtc` crate drops them). The same goes for our ping.
+const REPEAT_MILLIS: u32 = 200;
 /// After so many events in one go the other tasks of this thread get their turn.
 const EVENTS_PER_TURN: u32 = 64;
 
@@ -153,6 +156,8 @@ struct Link {
     planes: [PlaneState; 2],
     phase: Phase,
     is_disconnected: bool,
+    /// The other end works with us, so it has both our greetings.
+    has_greeting_arrived: bool,
     unread: Rc<Cell<usize>>,
     next_message: u32,
 }
@@ -204,6 +209,7 @@ impl Link {
             planes: Default::default(),
             phase: Phase::Connecting,
             is_disconnected: false,
+            has_greeting_arrived: false,
             unread: Rc::default(),
             next_message: 0,
         }
@@ -212,6 +218,7 @@ impl Link {
     async fn drive(&mut self, mut incoming: ConnectionEvents, mut commands: mpsc::UnboundedReceiver<Command>) -> LinkEnd {
         let mut set_up = timer(self.context.config.set_up_timeout_millis);
         let mut silence = Timer::terminated();
+        let mut repeat = timer(REPEAT_MILLIS);
         let mut handled = 0u32;
         loop {
             self.flush();
@@ -228,6 +235,12 @@ impl Link {
                     Phase::Up => Ok(()),
                     _ => Err(self.set_up_failure().into()),
                 },
+                () = repeat => {
+                    if !matches!(self.phase, Phase::Up) {
+                        repeat = timer(REPEAT_MILLIS);
+                    }
+                    self.repeat()
+                }
                 () = silence => Err("nothing was heard of the other device any more".to_owned().into()),
             };
             if let Err(end) = result {
@@ -320,10 +333,33 @@ impl Link {
         if std::mem::replace(&mut self.planes[plane.index()].is_open, true) {
             return Ok(());
         }
+        self.greet(plane)?;
+        self.measure_if_greeted();
+        Ok(())
+    }
+
+    fn greet(&mut self, plane: Plane) -> Result<(), LinkEnd> {
         let proof = self.proof(self.context.is_offerer)?;
         let hello = Hello { version: PROTOCOL_VERSION, node: self.context.config.node, proof };
         self.enqueue(Outgoing::own(FrameKind::Hello, plane, hello.encode()));
-        self.measure_if_greeted();
+        Ok(())
+    }
+
+    /// What may have been lost while the channels opened is sent again.
+    fn repeat(&mut self) -> Result<(), LinkEnd> {
+        if !self.has_greeting_arrived {
+            for plane in Plane::ALL {
+                if self.planes[plane.index()].is_open {
+                    self.greet(plane)?;
+                }
+            }
+        }
+        if let Phase::Measuring(measuring) = &mut self.phase
+            && measuring.round_trips.is_empty()
+        {
+            measuring.ping_sent_at = now_millis();
+            self.send_own(&PeerMessage::Ping(0));
+        }
         Ok(())
     }
 
@@ -346,20 +382,23 @@ impl Link {
         let state = &mut self.planes[plane.index()];
         let message = state.assembler.push(frame).map_err(|error| format!("the other device sent a broken frame: {error}"))?;
         let Some(message) = message else { return Ok(()) };
-        match (state.is_greeted, message.kind) {
-            (false, FrameKind::Hello) => {
+        let is_greeted = state.is_greeted;
+        match message.kind {
+            FrameKind::Hello if matches!(self.phase, Phase::Up) => Err("the other device greeted again in the middle of the work".to_owned().into()),
+            FrameKind::Hello => {
                 self.check_hello(&message.body)?;
                 self.planes[plane.index()].is_greeted = true;
                 self.measure_if_greeted();
                 Ok(())
             }
-            (false, kind) => Err(format!("the other device began with a {kind:?} frame, its greeting was expected: reload the page on both").into()),
-            (true, FrameKind::Hello) => Err("the other device greeted twice on one channel".to_owned().into()),
-            (true, FrameKind::Probe) => {
+            // It has our greetings and is ahead of us; its own will be repeated, and its ping too.
+            FrameKind::Control if plane == Plane::Control && matches!(PeerMessage::decode(&message.body), Ok((PeerMessage::Ping(_), _))) && !is_greeted => Ok(()),
+            kind if !is_greeted => Err(format!("the other device began with a {kind:?} frame, its greeting was expected: reload the page on both").into()),
+            FrameKind::Probe => {
                 self.on_probe();
                 Ok(())
             }
-            (true, FrameKind::Control | FrameKind::Tensor) => self.on_message(plane, message),
+            FrameKind::Control | FrameKind::Tensor => self.on_message(plane, message),
         }
     }
 
@@ -392,6 +431,7 @@ impl Link {
         if message.is_bulk() != is_bulk || (kind == FrameKind::Tensor) != is_bulk {
             return Err(format!("the other device sent a {kind:?} message on the {} channel", plane.label()).into());
         }
+        self.has_greeting_arrived = true;
         match message {
             PeerMessage::Ping(number) => self.send_own(&PeerMessage::Pong(number)),
             PeerMessage::Pong(number) => self.on_pong(number),
