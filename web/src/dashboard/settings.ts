@@ -1,0 +1,47 @@
+//! The settings of a run as typed by a person; an empty one is left to the server.
+
+import type { RunRequest } from '../protocol';
+
+/** Settings that have a field. */
+export type SettingKey = 'epochs' | 'reduction' | 'batch' | 'learning_rate' | 'warmup_steps' | 'seed' | 'exact_match_rows';
+
+/** What stands in the fields. */
+export type SettingTexts = Partial<Record<SettingKey, string>>;
+
+interface Setting {
+  key: SettingKey;
+  label: string;
+  placeholder: string;
+  step: string;
+  help: string;
+  isWhole: boolean;
+  min: number;
+}
+
+/** The fields, in their order on the page. */
+export const SETTINGS: readonly Setting[] = [
+  { key: 'epochs', label: 'Epochs', placeholder: 'automatic', step: '1', help: 'Passes over the data; the first fills the cache.', isWhole: true, min: 1 },
+  { key: 'batch', label: 'Samples per step', placeholder: 'automatic', step: '1', help: 'Shared out among the devices.', isWhole: true, min: 1 },
+  { key: 'learning_rate', label: 'Learning rate', placeholder: 'automatic', step: 'any', help: 'Its peak; it warms up and then falls to zero.', isWhole: false, min: 0 },
+  { key: 'reduction', label: 'Reduction', placeholder: '8', step: '1', help: 'How many times narrower the adapter is than the model.', isWhole: true, min: 1 },
+  { key: 'warmup_steps', label: 'Warm-up steps', placeholder: 'automatic', step: '1', help: 'Steps until the learning rate peaks.', isWhole: true, min: 0 },
+  { key: 'exact_match_rows', label: 'Test questions', placeholder: 'automatic', step: '1', help: 'Held-out rows answered before and after; 0 for none.', isWhole: true, min: 0 },
+  { key: 'seed', label: 'Seed', placeholder: 'automatic', step: '1', help: 'The same seed repeats a run.', isWhole: true, min: 0 },
+];
+
+/** The request, or one sentence about the first field that makes no sense. */
+export function requestOf(model: string, dataset: string, texts: SettingTexts): { request: RunRequest } | { problem: string } {
+  const request: RunRequest = { model, dataset };
+  for (const { key, label, isWhole, min } of SETTINGS) {
+    const text = texts[key]?.trim() ?? '';
+    if (text === '') continue;
+    const value = Number(text);
+    const tooSmall = key === 'learning_rate' ? value <= 0 : value < min;
+    if (!Number.isFinite(value) || tooSmall || (isWhole && !Number.isInteger(value))) {
+      const wanted = isWhole ? `a whole number of at least ${min}` : 'a number above 0';
+      return { problem: `${label} is ${text}, but must be ${wanted}: change it, or empty the field.` };
+    }
+    request[key] = value;
+  }
+  return { request };
+}

@@ -1,0 +1,316 @@
+//! From a model and a data file to a plan that a person has seen, to a started run.
+
+import type { JSX } from 'preact';
+import { useEffect, useRef, useState } from 'preact/hooks';
+import { sentenceOf } from '../api';
+import type { Api } from '../api';
+import { bytes, count, duration, plural } from '../format';
+import type { DatasetInfo, DatasetPreview, ModelInfo, NodeView, PlanPreview, RunRequest } from '../protocol';
+import { comparison, modelFacts, plannedDevices, predictedPhases } from '../story';
+import { ActionButton, Notice } from '../ui';
+import { SETTINGS, requestOf } from './settings';
+import type { SettingTexts } from './settings';
+
+/** The plan is asked for once typing and joining have been quiet for so long. */
+const PLAN_DELAY_MILLIS = 350;
+
+type PlanState = { kind: 'none' } | { kind: 'asking' } | { kind: 'ready'; preview: PlanPreview; request: RunRequest } | { kind: 'refused'; sentence: string };
+
+export function Setup({ api, nodes, onStarted }: { api: Api; nodes: NodeView[]; onStarted: () => void }): JSX.Element {
+  const [models, setModels] = useState<ModelInfo[] | null>(null);
+  const [datasets, setDatasets] = useState<DatasetInfo[] | null>(null);
+  const [model, setModel] = useState('');
+  const [dataset, setDataset] = useState('');
+  const [texts, setTexts] = useState<SettingTexts>({});
+  const [plan, setPlan] = useState<PlanState>({ kind: 'none' });
+  const [problem, setProblem] = useState('');
+
+  const show = (error: unknown): void => setProblem(sentenceOf(error));
+  useEffect(() => {
+    api.models().then((list) => {
+      setModels(list);
+      setModel((chosen) => chosen || (list.find((m) => !m.problem)?.id ?? ''));
+    }, show);
+    api.datasets().then((list) => {
+      setDatasets(list);
+      setDataset((chosen) => chosen || (list[0]?.id ?? ''));
+    }, show);
+  }, [api]);
+
+  const parsed = requestOf(model, dataset, texts);
+  const requestKey = JSON.stringify(parsed);
+  const swarmKey = nodes.map((node) => `${node.node}:${Math.round(node.gflops)}`).join();
+  useEffect(() => {
+    if (!model || !dataset || nodes.length === 0 || 'problem' in parsed) {
+      setPlan({ kind: 'none' });
+      return undefined;
+    }
+    let current = true;
+    setPlan((before) => (before.kind === 'ready' ? before : { kind: 'asking' }));
+    const timer = setTimeout(() => {
+      api.plan(parsed.request).then(
+        (preview) => current && setPlan({ kind: 'ready', preview, request: parsed.request }),
+        (error: unknown) => current && setPlan({ kind: 'refused', sentence: sentenceOf(error) }),
+      );
+    }, PLAN_DELAY_MILLIS);
+    return () => {
+      current = false;
+      clearTimeout(timer);
+    };
+  }, [api, requestKey, swarmKey]);
+
+  const uploaded = (info: DatasetInfo): void => {
+    setProblem('');
+    setDatasets((list) => [...(list ?? []).filter((d) => d.id !== info.id), info]);
+    setDataset(info.id);
+  };
+  const start = async (): Promise<void> => {
+    if (plan.kind !== 'ready') return;
+    setProblem('');
+    await api.start(plan.request);
+    onStarted();
+  };
+  return (
+    <section class="setup" aria-label="New run" data-testid="setup">
+      <div class="panel step">
+        <h2>Model</h2>
+        <Models models={models} chosen={model} onChoose={setModel} />
+      </div>
+      <div class="panel step">
+        <h2>Data</h2>
+        <Datasets api={api} datasets={datasets} model={model} chosen={dataset} onChoose={setDataset} onUploaded={uploaded} />
+      </div>
+      <div class="panel step plan-step">
+        <h2>Plan</h2>
+        <Settings texts={texts} onChange={setTexts} />
+        {'problem' in parsed && <Notice tone="bad">{parsed.problem}</Notice>}
+        <PlanView plan={plan} nodes={nodes} chosen={model !== '' && dataset !== ''} />
+        {problem && <Notice tone="bad">{problem}</Notice>}
+        <div class="actions">
+          <ActionButton class="primary" testId="start" disabled={plan.kind !== 'ready' || 'problem' in parsed} run={start} onError={show}>
+            Start
+          </ActionButton>
+        </div>
+      </div>
+    </section>
+  );
+}
+
+function Models({ models, chosen, onChoose }: { models: ModelInfo[] | null; chosen: string; onChoose: (id: string) => void }): JSX.Element {
+  if (models === null) return <p class="quiet">Looking for models…</p>;
+  if (models.length === 0) return <p>The server found no model: put a Hugging Face folder where its start message says, then reload.</p>;
+  return (
+    <div class="choices" role="radiogroup" aria-label="Model">
+      {models.map((model) => (
+        <label key={model.id} class={`choice${model.problem ? ' unusable' : ''}`}>
+          <input type="radio" name="model" value={model.id} checked={model.id === chosen} disabled={Boolean(model.problem)} onChange={() => onChoose(model.id)} />
+          <span>
+            <b>{model.name}</b>
+            <small>
+              {model.problem ?? `${modelFacts(model.parameters, model.layers, model.width)}, ${bytes(model.bytes)}, reads up to ${count(model.max_positions)} tokens`}
+            </small>
+          </span>
+        </label>
+      ))}
+    </div>
+  );
+}
+
+function Datasets(props: {
+  api: Api;
+  datasets: DatasetInfo[] | null;
+  model: string;
+  chosen: string;
+  onChoose: (id: string) => void;
+  onUploaded: (info: DatasetInfo) => void;
+}): JSX.Element {
+  const { api, datasets, model, chosen } = props;
+  return (
+    <>
+      {datasets === null ? (
+        <p class="quiet">Looking for data…</p>
+      ) : (
+        <div class="choices" role="radiogroup" aria-label="Data">
+          {datasets.map((dataset) => (
+            <label key={dataset.id} class="choice">
+              <input type="radio" name="dataset" value={dataset.id} checked={dataset.id === chosen} onChange={() => props.onChoose(dataset.id)} />
+              <span>
+                <b>{dataset.name}</b>
+                <small>
+                  {plural(dataset.train_rows, 'row')} to learn from, {count(dataset.held_out_rows)} held out to test with
+                </small>
+              </span>
+            </label>
+          ))}
+        </div>
+      )}
+      <Upload api={api} onUploaded={props.onUploaded} />
+      {chosen && model && <Preview api={api} dataset={chosen} model={model} />}
+    </>
+  );
+}
+
+function Upload({ api, onUploaded }: { api: Api; onUploaded: (info: DatasetInfo) => void }): JSX.Element {
+  const [over, setOver] = useState(false);
+  const [state, setState] = useState<{ kind: 'idle' } | { kind: 'busy'; name: string } | { kind: 'bad'; sentence: string }>({ kind: 'idle' });
+  const input = useRef<HTMLInputElement>(null);
+  const take = (files: FileList | null | undefined): void => {
+    const file = files?.[0];
+    if (!file) return;
+    if (file.size === 0) return setState({ kind: 'bad', sentence: `${file.name} is empty: choose a file with one example per line.` });
+    setState({ kind: 'busy', name: file.name });
+    api.upload(file).then(
+      (info) => {
+        setState({ kind: 'idle' });
+        onUploaded(info);
+      },
+      (error: unknown) => setState({ kind: 'bad', sentence: sentenceOf(error) }),
+    );
+  };
+  return (
+    <>
+      <label
+        class={over ? 'drop over' : 'drop'}
+        onDragOver={(event) => {
+          event.preventDefault();
+          setOver(true);
+        }}
+        onDragLeave={() => setOver(false)}
+        onDrop={(event) => {
+          event.preventDefault();
+          setOver(false);
+          take(event.dataTransfer?.files);
+        }}
+      >
+        <input
+          ref={input}
+          type="file"
+          accept=".jsonl,.json,.csv,.tsv,.txt"
+          data-testid="upload"
+          onChange={(event) => {
+            take(event.currentTarget.files);
+            event.currentTarget.value = '';
+          }}
+        />
+        <span>{state.kind === 'busy' ? `Reading ${state.name}…` : 'Add a file: drop it here or choose one'}</span>
+        <small>JSON lines, CSV or text. It stays on this computer and the devices that train.</small>
+      </label>
+      {state.kind === 'bad' && <Notice tone="bad">{state.sentence}</Notice>}
+    </>
+  );
+}
+
+function Preview({ api, dataset, model }: { api: Api; dataset: string; model: string }): JSX.Element {
+  const [state, setState] = useState<{ preview: DatasetPreview } | { sentence: string } | null>(null);
+  useEffect(() => {
+    let current = true;
+    setState(null);
+    api.preview(dataset, model).then(
+      (preview) => current && setState({ preview }),
+      (error: unknown) => current && setState({ sentence: sentenceOf(error) }),
+    );
+    return () => {
+      current = false;
+    };
+  }, [api, dataset, model]);
+  if (state === null) return <p class="quiet">Counting tokens…</p>;
+  if ('sentence' in state) return <Notice tone="bad">{state.sentence}</Notice>;
+  const { preview } = state;
+  return (
+    <div class="preview" data-testid="preview">
+      <p>
+        <b>{count(preview.total_tokens)}</b> tokens, <b>{count(preview.labelled_tokens)}</b> of them to be learnt; a row has {preview.min_tokens} to{' '}
+        {preview.max_tokens} tokens, half of them at most {preview.median_tokens}.
+      </p>
+      {preview.warnings.map((warning) => (
+        <Notice key={warning} tone="warning">
+          {warning}
+        </Notice>
+      ))}
+      <ul class="rows">
+        {preview.rows.slice(0, 5).map((row, i) => (
+          <li key={i}>
+            <p>{row.prompt}</p>
+            <p class="response">{row.response}</p>
+            <small>
+              {plural(row.tokens, 'token')}
+              {row.held_out ? ', held out' : ''}
+            </small>
+          </li>
+        ))}
+      </ul>
+      <p class="quiet">Tuning teaches a style, a format or a task. Facts that change are better looked up than trained in.</p>
+    </div>
+  );
+}
+
+function Settings({ texts, onChange }: { texts: SettingTexts; onChange: (texts: SettingTexts) => void }): JSX.Element {
+  return (
+    <details class="settings">
+      <summary>Settings</summary>
+      <div class="fields">
+        {SETTINGS.map(({ key, label, placeholder, step, help }) => (
+          <label key={key} class="field">
+            <span>{label}</span>
+            <input
+              type="number"
+              inputMode="decimal"
+              min="0"
+              step={step}
+              placeholder={placeholder}
+              value={texts[key] ?? ''}
+              data-testid={`setting-${key}`}
+              onInput={(event) => onChange({ ...texts, [key]: event.currentTarget.value })}
+            />
+            <small>{help}</small>
+          </label>
+        ))}
+      </div>
+    </details>
+  );
+}
+
+function PlanView({ plan, nodes, chosen }: { plan: PlanState; nodes: NodeView[]; chosen: boolean }): JSX.Element {
+  if (nodes.length === 0) return <p>The plan appears as soon as a device has joined.</p>;
+  if (!chosen) return <p>Choose a model and data first.</p>;
+  switch (plan.kind) {
+    case 'none':
+    case 'asking':
+      return <p class="quiet">Working out who does what…</p>;
+    case 'refused':
+      return <Notice tone="bad">{plan.sentence}</Notice>;
+    case 'ready':
+      return <PlanDetails preview={plan.preview} nodes={nodes} />;
+  }
+}
+
+function PlanDetails({ preview, nodes }: { preview: PlanPreview; nodes: NodeView[] }): JSX.Element {
+  const phases = predictedPhases(preview);
+  return (
+    <div class="plan" data-testid="plan">
+      <p class="plan-sum">
+        <b>{duration(preview.seconds)}</b> for {plural(preview.epochs, 'epoch')} of {plural(preview.steps_per_epoch, 'step')}: {duration(phases.fill)} to fill the
+        cache, {duration(phases.train)} to train from it. The cache takes <b>{bytes(preview.cache_bytes)}</b> in all.
+      </p>
+      <p>{comparison(preview)}</p>
+      <ul class="plan-devices">
+        {plannedDevices(preview.plan, nodes).map((device) => (
+          <li key={device.node}>
+            <b>{device.name}</b>
+            <dl>
+              <dt>fills</dt>
+              <dd>
+                {device.fill}, {bytes(device.fillMemoryBytes)}
+              </dd>
+              <dt>trains</dt>
+              <dd>
+                {device.train}, {bytes(device.trainMemoryBytes)}
+              </dd>
+            </dl>
+            {device.reason && <p>{device.reason}</p>}
+          </li>
+        ))}
+      </ul>
+    </div>
+  );
+}
