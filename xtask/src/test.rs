@@ -189,9 +189,7 @@ fn counted(command: &mut Command, what: &str) -> Result<Count> {
 fn wasm_lint() -> Result<()> {
     run(cargo(["clippy", "-q", "-p", "barycenter-node-wasm", "--target", WASM_TARGET, "--"])
         .args(["-D", "clippy::disallowed_types", "-D", "clippy::disallowed_methods"])
-        .env("CLIPPY_CONF_DIR", root().join("xtask/clippy-wasm"))
-        // Lint settings are no part of Cargo's notion of freshness, so these builds stay apart.
-        .env("CARGO_TARGET_DIR", target().join("wasm-lint")))
+        .env("CLIPPY_CONF_DIR", root().join("xtask/clippy-wasm")))
 }
 
 fn types() -> Result<()> {

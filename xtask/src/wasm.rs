@@ -53,10 +53,7 @@ pub fn build(quick: bool) -> Result<()> {
 
 fn bind(compiled: &Path, assets: &Path) -> Result<()> {
     fs::create_dir_all(assets).with_context(|| format!("{} cannot be made", assets.display()))?;
-    run(cargo(["run", "-q", "-p", "xtask-bindgen", "--"])
-        .args(["--target", "web", "--out-name", "node", "--remove-producers-section", "--out-dir"])
-        .arg(assets)
-        .arg(compiled))
+    run(cargo(["run", "-q", "-p", "xtask-bindgen", "--"]).args([compiled, assets]))
 }
 
 fn optimise(module: &Path) -> Result<()> {

@@ -1,8 +1,14 @@
-//! Makes the JavaScript side of the browser node.
+//! Makes the JavaScript side of the browser node: `xtask-bindgen MODULE FOLDER`.
 //!
-//! A package of its own, because wasm-bindgen's command line is the one heavy dependency of the
-//! tools: `cargo xtask` builds it only when a wasm module has to be bound.
+//! The library behind wasm-bindgen's command line, in the version that the workspace pins: nothing is
+//! downloaded, and the two sides cannot differ. A package of its own, because it is the one heavy
+//! dependency of the tools: `cargo xtask` builds it only when a module has to be bound.
 
-fn main() -> anyhow::Result<()> {
-    wasm_bindgen_cli::wasm_bindgen::run_cli_with_args(std::env::args_os())
+use anyhow::{Result, bail};
+use wasm_bindgen_cli_support::Bindgen;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [module, folder] = &arguments[..] else { bail!("usage: xtask-bindgen MODULE FOLDER") };
+    Bindgen::new().web(true)?.input_path(module).out_name("node").remove_producers_section(true).generate(folder)
 }
