@@ -54,9 +54,10 @@ function Dashboard({ api, fragment }: { api: Api; fragment: string }): JSX.Eleme
     if (active) setPlanningAnother(false);
   }, [active]);
 
+  const showSetup = !active && (run === null || run.info.state === 'stopped' || planningAnother);
   const aside = (
     <>
-      {invite && <InviteDialog invite={invite} fragment={fragment} />}
+      {invite && live && !showSetup && <InviteDialog invite={invite} fragment={fragment} />}
       <Connection stream={stream} />
     </>
   );
@@ -68,7 +69,6 @@ function Dashboard({ api, fragment }: { api: Api; fragment: string }): JSX.Eleme
     );
   }
   const { snapshot, traffic } = live;
-  const showSetup = !active && (run === null || run.info.state === 'stopped' || planningAnother);
   return (
     <Shell page="dashboard" fragment={fragment} moving={run?.info.state === 'running'} aside={aside}>
       {stream.kind === 'lost' && (
@@ -81,16 +81,19 @@ function Dashboard({ api, fragment }: { api: Api; fragment: string }): JSX.Eleme
       <div class="duo">
         <Swarm snapshot={snapshot} traffic={traffic} />
         {run && !showSetup ? (
-          <section class="panel" aria-label="Loss">
-            <div class="panel-head">
-              <h2>Loss</h2>
-              <span class="quiet">
-                {run.info.model} on {run.info.dataset}
-              </span>
-            </div>
-            <Curves run={run} />
-            {run.cache_bytes > 0 && <p class="quiet">The cache holds {bytes(run.cache_bytes)} across the swarm.</p>}
-          </section>
+          <div class="stack">
+            <section class="panel" aria-label="Loss">
+              <div class="panel-head">
+                <h2>Loss</h2>
+                <span class="quiet">
+                  {run.info.model} on {run.info.dataset}
+                </span>
+              </div>
+              <Curves run={run} />
+              {run.cache_bytes > 0 && <p class="quiet">The cache holds {bytes(run.cache_bytes)} across the swarm.</p>}
+            </section>
+            <Outcome run={run} />
+          </div>
         ) : (
           <section class="panel" aria-label="Invitation">
             <div class="panel-head">
@@ -101,7 +104,6 @@ function Dashboard({ api, fragment }: { api: Api; fragment: string }): JSX.Eleme
         )}
       </div>
       {showSetup && <Setup api={api} nodes={snapshot.nodes} onStarted={() => setProblem('')} />}
-      {run && !showSetup && <Outcome run={run} />}
       <Devices snapshot={snapshot} />
       <div class="duo even">
         {run && !showSetup && <Epochs run={run} />}
@@ -259,6 +261,7 @@ async function main(): Promise<void> {
   if (!isSecureContext) return failed('This page is not secure, so it cannot prove its invitation: open the address that starts with https://.');
   const version = await checkVersion();
   if (version) return failed(version.sentence);
+  addEventListener('hashchange', () => location.reload());
   render(<Dashboard api={await Api.open(key.secret)} fragment={key.fragment} />, root);
 }
 

@@ -20,7 +20,7 @@ import type { BackendChoice, NodeEvent } from './node-events';
 import type { RoomKey } from './secret';
 import { findRoomKey } from './secret';
 import { byKind, sumOfKinds } from './traffic';
-import { Meter, Notice, Refusal, Shell } from './ui';
+import { Logo, Meter, Notice, Refusal, Shell } from './ui';
 
 /** What the address asks for: `?auto=1&name=…&backend=cpu`. */
 interface Wishes {
@@ -189,6 +189,7 @@ function Inside(props: {
   const place = placeOf(view);
   return (
     <div class="join inside" data-testid="inside">
+      <Logo moving={view.stage === 'in' && view.activity?.phase != null} />
       <div class="inside-head">
         <span class="inside-name">{name}</span>
         <span class={`connection ${view.stage === 'in' ? 'live' : view.stage === 'reconnecting' ? 'lost' : 'connecting'}`}>

@@ -1,4 +1,4 @@
-//! Where the bodies of the swarm picture stand: their centre of mass is the middle of the picture.
+//! Where the bodies of the swarm picture stand, and where their centre of mass lies between them.
 
 /** A body: mass is the device's measured speed. */
 export interface Body {
@@ -6,46 +6,65 @@ export interface Body {
   mass: number;
 }
 
-/** A placed body, in units of the picture's half width and half height (−1 … 1). */
-export interface Placed {
-  id: number;
+/** A point in units of the picture's half width and half height (−1 … 1, y down). */
+export interface Point {
   x: number;
   y: number;
-  /** Distance from the centre of mass, the radius of its orbit. */
-  orbit: number;
+}
+
+/** A placed body. */
+export interface Placed extends Point {
+  id: number;
   /** Share of the whole mass, 0 … 1. */
   share: number;
 }
 
+/** The picture: bodies, and the point that they circle. */
+export interface Constellation {
+  bodies: Placed[];
+  barycentre: Point;
+}
+
+/** Below this extent an axis is not stretched: two bodies stay on their slight diagonal. */
+const MIN_EXTENT = 0.6;
+
 /**
- * Places bodies so that Σ mass · position = 0.
+ * Places bodies evenly around the picture and finds Σ mass · position / Σ mass.
  *
- * They start evenly on a circle, which keeps them apart; shifting all by the centre of mass keeps their distances, and
- * scaling makes the outermost orbit 1. One body alone stands in the middle.
+ * Even spacing keeps bodies and their labels apart whatever their masses; the point moves towards the heavy ones.
  */
-export function placeBodies(bodies: readonly Body[]): Placed[] {
+export function placeBodies(bodies: readonly Body[]): Constellation {
   const masses = bodies.map((body) => Math.max(body.mass, 1e-3));
   const total = masses.reduce((sum, mass) => sum + mass, 0);
-  const shares = masses.map((mass) => mass / total);
-  // Two bodies lie on a slight diagonal, more start at the left: pipelines read from left to right.
-  const start = bodies.length === 2 ? Math.PI * 0.94 : Math.PI;
-  const even = bodies.map((_, i) => {
-    const angle = start + (2 * Math.PI * i) / bodies.length;
-    return { x: Math.cos(angle), y: Math.sin(angle) };
-  });
-  const centre = even.reduce((sum, p, i) => ({ x: sum.x + p.x * (shares[i] ?? 0), y: sum.y + p.y * (shares[i] ?? 0) }), { x: 0, y: 0 });
-  const shifted = even.map((p) => ({ x: p.x - centre.x, y: p.y - centre.y }));
-  const farthest = Math.max(...shifted.map((p) => Math.hypot(p.x, p.y)), 0);
-  const scale = bodies.length < 2 || farthest === 0 ? 0 : 1 / farthest;
-  return bodies.map((body, i) => {
-    const x = (shifted[i]?.x ?? 0) * scale;
-    const y = (shifted[i]?.y ?? 0) * scale;
-    return { id: body.id, x, y, orbit: Math.hypot(x, y), share: shares[i] ?? 0 };
-  });
+  const points = stretched(bodies.map((_, i) => evenPoint(i, bodies.length)));
+  const placed = bodies.map((body, i) => ({ id: body.id, share: (masses[i] ?? 0) / total, x: points[i]?.x ?? 0, y: points[i]?.y ?? 0 }));
+  const barycentre = placed.reduce((sum, p) => ({ x: sum.x + p.x * p.share, y: sum.y + p.y * p.share }), { x: 0, y: 0 });
+  return { bodies: placed, barycentre };
 }
 
 /** Shortens a label to `length` characters with an ellipsis: SVG text has none of its own. */
 export function shorten(text: string, length: number): string {
   const characters = Array.from(text);
   return characters.length <= length ? text : `${characters.slice(0, Math.max(1, length - 1)).join('').trimEnd()}…`;
+}
+
+/** Pipelines read from the left, clockwise; two bodies lie on a slight diagonal. */
+function evenPoint(i: number, n: number): Point {
+  if (n < 2) return { x: 0, y: 0 };
+  const start = n === 2 ? Math.PI * 0.92 : Math.PI;
+  const angle = start + (2 * Math.PI * i) / n;
+  return { x: Math.cos(angle), y: Math.sin(angle) };
+}
+
+/** Fits the points' bounding box to −1 … 1 on each axis that is wide enough. */
+function stretched(points: readonly Point[]): Point[] {
+  const fit = (values: number[]): ((value: number) => number) => {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const half = (high - low) / 2;
+    return half < MIN_EXTENT ? (value) => value : (value) => (value - (low + high) / 2) / half;
+  };
+  if (points.length === 0) return [];
+  const fitX = fit(points.map((p) => p.x));
+  const fitY = fit(points.map((p) => p.y));
+  return points.map((p) => ({ x: fitX(p.x), y: fitY(p.y) }));
 }

@@ -185,6 +185,7 @@ async function main(): Promise<void> {
   if (!isSecureContext) return shown(<Notice tone="bad">This page is not secure, so it cannot prove its invitation: open the address that starts with https://.</Notice>);
   const version = await checkVersion();
   if (version) return shown(<Notice tone="bad">{version.sentence}</Notice>);
+  addEventListener('hashchange', () => location.reload());
   render(<TryIt api={await Api.open(key.secret)} fragment={key.fragment} />, root);
 }
 

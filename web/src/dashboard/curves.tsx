@@ -8,7 +8,7 @@ import type { RunView } from '../protocol';
 import { curveColumns, epochStarts } from '../story';
 import { useDark, useWidth } from '../ui';
 
-const HEIGHT = 250;
+const HEIGHT = 270;
 
 export function Curves({ run }: { run: RunView }): JSX.Element {
   const [setBox, width] = useWidth<HTMLDivElement>();
@@ -69,7 +69,7 @@ function options(width: number, starts: { current: number[] }, totalSteps: { cur
   return {
     width,
     height: HEIGHT,
-    padding: [12, 8, 0, 0],
+    padding: [24, 8, 0, 0],
     legend: { show: false },
     cursor: { points: { size: 8 }, drag: { x: false, y: false } },
     scales: {
@@ -94,7 +94,8 @@ function options(width: number, starts: { current: number[] }, totalSteps: { cur
           ctx.strokeStyle = colour('--muted');
           ctx.fillStyle = colour('--muted');
           ctx.font = `${11 * dpr}px system-ui, sans-serif`;
-          ctx.textBaseline = 'top';
+          ctx.textAlign = 'left';
+          ctx.textBaseline = 'bottom';
           ctx.setLineDash([2 * dpr, 4 * dpr]);
           const begins = [0, ...starts.current];
           begins.forEach((at, epoch) => {
@@ -108,7 +109,7 @@ function options(width: number, starts: { current: number[] }, totalSteps: { cur
             const text = epoch === 0 ? 'fill' : epoch === 1 ? 'train from cache' : '';
             const next = epoch === 0 ? begins[1] : totalSteps.current;
             const room = next === undefined ? Infinity : u.valToPos(next, 'x', true) - x;
-            if (begins.length > 1 && text && ctx.measureText(text).width + 12 * dpr < room) ctx.fillText(text, x + 6 * dpr, u.bbox.top + 2 * dpr);
+            if (begins.length > 1 && text && ctx.measureText(text).width + 12 * dpr < room) ctx.fillText(text, x + (epoch === 0 ? 0 : 3 * dpr), u.bbox.top - 6 * dpr);
           });
           ctx.restore();
         },

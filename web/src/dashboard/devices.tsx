@@ -66,7 +66,9 @@ function Device({ node }: { node: NodeView }): JSX.Element {
         <div>
           <dt>Memory</dt>
           <dd>
-            <b>{bytes(counters.memory_bytes)}</b> of {bytes(node.memory_budget_bytes)}
+            <span>
+              <b>{bytes(counters.memory_bytes)}</b> of {bytes(node.memory_budget_bytes)}
+            </span>
             <Meter fraction={memoryShare} label="Memory in use" tone="plain" />
             <small>{counters.peak_memory_bytes > 0 ? peaks(node) : ''}</small>
           </dd>

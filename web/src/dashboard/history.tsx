@@ -108,10 +108,10 @@ export function PastRuns({ api, runs, onError }: { api: Api; runs: RunInfo[]; on
           <li key={info.run}>
             <button type="button" class="run-row" aria-expanded={opened?.run === info.run} onClick={() => open(info)}>
               <b>Run {info.run}</b>
-              <span>
+              <span class="run-what">
                 {info.model} on {info.dataset}
               </span>
-              <span class="quiet">{dateTime(info.started_at)}</span>
+              <span class="run-when quiet">{dateTime(info.started_at)}</span>
               <span class={`state ${info.state}`}>{runResult(info)}</span>
             </button>
             {opened?.run === info.run && (

@@ -72,19 +72,18 @@ export function Setup({ api, nodes, onStarted }: { api: Api; nodes: NodeView[]; 
   };
   return (
     <section class="setup" aria-label="New run" data-testid="setup">
-      <div class="panel step">
+      <div class="panel step model-step">
         <h2>Model</h2>
         <Models models={models} chosen={model} onChoose={setModel} />
       </div>
-      <div class="panel step">
+      <div class="panel step data-step">
         <h2>Data</h2>
         <Datasets api={api} datasets={datasets} model={model} chosen={dataset} onChoose={setDataset} onUploaded={uploaded} />
       </div>
       <div class="panel step plan-step">
         <h2>Plan</h2>
         <Settings texts={texts} onChange={setTexts} />
-        {'problem' in parsed && <Notice tone="bad">{parsed.problem}</Notice>}
-        <PlanView plan={plan} nodes={nodes} chosen={model !== '' && dataset !== ''} />
+        {'problem' in parsed ? <Notice tone="bad">{parsed.problem}</Notice> : <PlanView plan={plan} nodes={nodes} chosen={model !== '' && dataset !== ''} />}
         {problem && <Notice tone="bad">{problem}</Notice>}
         <div class="actions">
           <ActionButton class="primary" testId="start" disabled={plan.kind !== 'ready' || 'problem' in parsed} run={start} onError={show}>

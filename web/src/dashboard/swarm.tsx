@@ -1,7 +1,7 @@
 //! The picture of the swarm: bodies about their centre of mass, what each holds, what flows between them.
 
 import type { JSX } from 'preact';
-import { bytes, layers as layerText, rate } from '../format';
+import { bytes, layers as layerText, plural, rate } from '../format';
 import { placeBodies, shorten } from '../orbit';
 import type { NodeView, Plan, Snapshot } from '../protocol';
 import { backendName, busyShare, nameOf, pictureOrder } from '../story';
@@ -16,6 +16,8 @@ interface Dot {
   x: number;
   y: number;
   radius: number;
+  /** Above the body in the upper half, so that links towards the middle stay clear of it. */
+  labelAbove: boolean;
 }
 
 export function Swarm({ snapshot, traffic }: { snapshot: Snapshot; traffic: LinkTraffic[] }): JSX.Element {
@@ -27,7 +29,7 @@ export function Swarm({ snapshot, traffic }: { snapshot: Snapshot; traffic: Link
     <section class="panel swarm" aria-label="The swarm" data-testid="swarm">
       <div class="panel-head">
         <h2>Swarm</h2>
-        {nodes.length > 1 && <span class="quiet">nearer the middle = faster</span>}
+        {nodes.length > 1 && <span class="quiet">the cross is their centre of mass, by speed</span>}
       </div>
       <div ref={setBox} class="swarm-box">
         {width > 0 && <Picture width={width} nodes={pictureOrder(nodes, plan)} traffic={traffic} />}
@@ -49,32 +51,33 @@ export function Swarm({ snapshot, traffic }: { snapshot: Snapshot; traffic: Link
 
 function Picture({ width, nodes, traffic }: { width: number; nodes: NodeView[]; traffic: LinkTraffic[] }): JSX.Element {
   const narrow = width < 480;
-  const height = narrow ? Math.min(360, Math.max(300, width)) : 340;
-  const marginX = narrow ? 58 : 96;
-  const halfX = width / 2 - marginX;
-  const halfY = height / 2 - 58;
-  const centre = { x: width / 2, y: height / 2 - 8 };
-  const placed = placeBodies(nodes.map((view) => ({ id: view.node, mass: view.gflops })));
-  const dots: Dot[] = placed.flatMap((p, i) => {
+  const height = narrow ? Math.min(380, Math.max(320, width)) : 360;
+  // Room for half a name at the sides, and for a label above and below.
+  const half = { x: width / 2 - (narrow ? 54 : 100), y: height / 2 - 66 };
+  const middle = { x: width / 2, y: height / 2 };
+  const { bodies, barycentre } = placeBodies(nodes.map((view) => ({ id: view.node, mass: view.gflops })));
+  const point = { x: middle.x + barycentre.x * half.x, y: middle.y + barycentre.y * half.y };
+  const dots: Dot[] = bodies.flatMap((p, i) => {
     const view = nodes[i];
-    return view ? [{ view, x: centre.x + p.x * halfX, y: centre.y + p.y * halfY, radius: 9 + 17 * Math.sqrt(p.share) }] : [];
+    return view ? [{ view, x: middle.x + p.x * half.x, y: middle.y + p.y * half.y, radius: 9 + 19 * Math.sqrt(p.share), labelAbove: p.y < -0.2 }] : [];
   });
-  const busy = traffic.reduce((n, link) => n + (link.forth.rate > 0 ? 1 : 0) + (link.back.rate > 0 ? 1 : 0), 0);
+  const flows = traffic.reduce((n, link) => n + (link.forth.rate > 0 ? 1 : 0) + (link.back.rate > 0 ? 1 : 0), 0);
+  const labels = flows > 8 ? 'none' : narrow ? 'larger' : 'both';
   return (
     <svg class="swarm-picture" width={width} height={height} viewBox={`0 0 ${width} ${height}`} role="img" aria-label={pictureText(nodes, traffic)}>
-      {placed.map((p) => p.orbit > 0.02 && <ellipse key={`o${p.id}`} class="orbit" cx={centre.x} cy={centre.y} rx={p.orbit * halfX} ry={p.orbit * halfY} />)}
+      {nodes.length === 0
+        ? [1, 0.45].map((r) => <ellipse key={r} class="orbit" cx={middle.x} cy={middle.y} rx={half.x * r} ry={half.y * r} />)
+        : dots.map((dot) => <Orbit key={dot.view.node} dot={dot} point={point} flatness={half.y / half.x} />)}
+      {nodes.length !== 1 && <path class="point" d={`M${point.x} ${point.y - 8}v16M${point.x - 8} ${point.y}h16`} />}
       {nodes.length === 0 && (
-        <>
-          <ellipse class="orbit" cx={centre.x} cy={centre.y} rx={halfX} ry={halfY} />
-          <ellipse class="orbit" cx={centre.x} cy={centre.y} rx={halfX * 0.45} ry={halfY * 0.45} />
-          <text class="swarm-empty" x={centre.x} y={centre.y + halfY + 30}>no device yet</text>
-        </>
+        <text class="swarm-empty" x={middle.x} y={middle.y + 34}>
+          Nothing circles this point yet
+        </text>
       )}
-      <path class="point" d={`M${centre.x} ${centre.y - 7}v14M${centre.x - 7} ${centre.y}h14`} />
       {traffic.map((link) => {
         const a = dots.find((dot) => dot.view.node === link.a);
         const b = dots.find((dot) => dot.view.node === link.b);
-        return a && b ? <LinkLine key={`${link.a}-${link.b}`} a={a} b={b} link={link} labelled={busy <= 8} /> : null;
+        return a && b ? <LinkLine key={`${link.a}-${link.b}`} a={a} b={b} link={link} labels={labels} /> : null;
       })}
       {dots.map((dot) => (
         <BodyMark key={dot.view.node} dot={dot} narrow={narrow} />
@@ -83,37 +86,44 @@ function Picture({ width, nodes, traffic }: { width: number; nodes: NodeView[]; 
   );
 }
 
+/** The ellipse about the common point that goes through a body; flattened like the picture. */
+function Orbit({ dot, point, flatness }: { dot: Dot; point: { x: number; y: number }; flatness: number }): JSX.Element | null {
+  const radius = Math.hypot(dot.x - point.x, (dot.y - point.y) / flatness);
+  return radius < 4 ? null : <ellipse class="orbit" cx={point.x} cy={point.y} rx={radius} ry={radius * flatness} />;
+}
+
 function BodyMark({ dot, narrow }: { dot: Dot; narrow: boolean }): JSX.Element {
   const { view, x, y, radius } = dot;
   const ring = radius + 5;
   const around = 2 * Math.PI * ring;
   const busy = busyShare(view.counters);
-  const gpu = view.backend.kind === 'webgpu';
-  const holds = view.layers ? layerText(view.layers) : view.train_slots ? `${view.train_slots[1] - view.train_slots[0]} samples a step` : 'no layers';
+  const holds = view.layers ? layerText(view.layers) : view.train_slots ? plural(view.train_slots[1] - view.train_slots[0], 'sample') : 'no layers';
+  const labelY = dot.labelAbove ? y - ring - 24 : y + ring + 18;
   return (
-    <g class={gpu ? 'body gpu' : 'body cpu'}>
+    <g class={view.backend.kind === 'webgpu' ? 'body gpu' : 'body cpu'}>
       <circle class="ring" cx={x} cy={y} r={ring} />
       {busy !== null && (
         <circle class="ring-busy" cx={x} cy={y} r={ring} stroke-dasharray={`${around * busy} ${around}`} transform={`rotate(-90 ${x} ${y})`} />
       )}
       <circle class="disc" cx={x} cy={y} r={radius} />
       <circle class="shine" cx={x - radius * 0.28} cy={y - radius * 0.28} r={radius * 0.62} />
-      <text class="body-name" x={x} y={y + ring + 17}>
+      <text class="body-name" x={x} y={labelY}>
         {shorten(view.name, narrow ? 15 : 24)}
       </text>
-      <text class="body-holds" x={x} y={y + ring + 32}>
+      <text class="body-holds" x={x} y={labelY + 15}>
         {holds} · {backendName(view.backend.kind)}
       </text>
     </g>
   );
 }
 
-function LinkLine({ a, b, link, labelled }: { a: Dot; b: Dot; link: LinkTraffic; labelled: boolean }): JSX.Element {
+function LinkLine({ a, b, link, labels }: { a: Dot; b: Dot; link: LinkTraffic; labels: 'none' | 'larger' | 'both' }): JSX.Element {
+  const labelled = (own: number, other: number): boolean => labels === 'both' || (labels === 'larger' && own > other);
   return (
     <g>
       <line class="link" x1={a.x} y1={a.y} x2={b.x} y2={b.y} />
-      <FlowLine from={a} to={b} flow={link.forth} labelled={labelled} />
-      <FlowLine from={b} to={a} flow={link.back} labelled={labelled} />
+      <FlowLine from={a} to={b} flow={link.forth} labelled={labelled(link.forth.rate, link.back.rate)} />
+      <FlowLine from={b} to={a} flow={link.back} labelled={labelled(link.back.rate, link.forth.rate * (1 + 1e-9))} />
     </g>
   );
 }
@@ -134,7 +144,7 @@ function FlowLine({ from, to, flow, labelled }: { from: Dot; to: Dot; flow: Flow
   return (
     <g class={`flow kind-${flow.dominant}`}>
       <line x1={start.x} y1={start.y} x2={end.x} y2={end.y} stroke-width={thickness} />
-      {labelled && length > 120 && (
+      {labelled && length > 130 && (
         <text x={labelX} y={labelY + 4} text-anchor={Math.abs(uy) < 0.4 ? 'middle' : uy > 0 ? 'start' : 'end'}>
           {rate(flow.rate)}
         </text>

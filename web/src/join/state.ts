@@ -1,9 +1,9 @@
 //! What the join page knows of its stay, folded from node events.
 
+import { sentence } from '../api';
 import { bytes, gflops, layers as layerText, rate } from '../format';
 import type { NodeEvent } from '../node-events';
 import type { BackendReport, Counters } from '../protocol';
-import { sentence } from '../api';
 
 /** A link to a peer. */
 export interface Peer {
@@ -42,8 +42,11 @@ export const NEW_STAY: StayView = {
 /** The next view. */
 export function fold(view: StayView, event: NodeEvent): StayView {
   switch (event.type) {
-    case 'check':
-      return { ...view, checks: [...view.checks.filter((c) => c.name !== event.name), { name: event.name, ok: event.ok, text: event.text }], progress: view.stage === 'starting' ? { text: 'Testing whether this device computes correctly', fraction: null } : view.progress, stage: view.stage === 'starting' ? 'testing' : view.stage };
+    case 'check': {
+      const checks = [...view.checks.filter((c) => c.name !== event.name), { name: event.name, ok: event.ok, text: event.text }];
+      if (view.stage !== 'starting') return { ...view, checks };
+      return { ...view, checks, stage: 'testing', progress: { text: 'Testing whether this device computes correctly', fraction: null } };
+    }
     case 'self_test':
       return {
         ...view,
