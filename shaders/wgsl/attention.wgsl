@@ -1,7 +1,8 @@
 // out[i,h,:] = sum_j softmax_j(scale q[i,h] . k[j,h/g]) v[j,h/g,:], lse[i,h] = log sum_j exp(scale q . k), g = heads / kv_heads
 // q, out: [queries, heads, head_dim]. k, v: [keys, kv_heads, head_dim]. lse: [queries, heads].
 // table: [segments, 4] u32 (q_start, q_end, k_start, k_end): a query sees keys of its own segment only.
-// causal: query i of a segment stands at key position i + (keys - queries of the segment). window: last keys seen, 0 = all.
+// causal: query i of a segment stands at key position i + (keys - queries of the segment).
+// window: only the last so many of the keys it could see, 0 = all.
 // out and lse are overwritten.
 //
 // Online softmax, no scores stored: a workgroup of 64 invocations takes 8 neighbouring queries of one head and walks
@@ -81,13 +82,10 @@ fn k_quad(row: u32, d: u32) -> vec4<f32> {
     return y;
 }
 
-// Whether the query at local position i (of its segment) sees the local key j; shift = key count - query count.
-fn sees(i: i32, j: i32, shift: i32) -> bool {
-    let position = i + shift;
-    if params.causal == 1u && j > position {
-        return false;
-    }
-    return params.window == 0u || j > position - i32(params.window);
+// Whether query i sees key j, both counted within their segment; shift = keys - queries of the segment.
+fn sees(i: i32, j: i32, shift: i32, keys: i32) -> bool {
+    let end = select(keys, i + shift + 1, params.causal == 1u);
+    return j < end && (params.window == 0u || j >= end - i32(params.window));
 }
 
 @compute @workgroup_size(64)
@@ -128,16 +126,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             continue;
         }
         // Keys that any query of the block may see.
-        let shift = i32(k_end - k_start) - i32(q_end - q_start);
+        let keys = i32(k_end - k_start);
+        let shift = keys - i32(q_end - q_start);
         let low_query = i32(max(first, q_start) - q_start);
         let high_query = i32(min(last, q_end) - q_start) - 1;
         var begin = 0;
-        var end = i32(k_end - k_start);
+        var end = keys;
         if params.causal == 1u {
             end = min(end, high_query + shift + 1);
         }
         if params.window != 0u {
-            begin = max(begin, low_query + shift - i32(params.window) + 1);
+            let low_end = select(keys, low_query + shift + 1, params.causal == 1u);
+            begin = max(begin, low_end - i32(params.window));
         }
         for (var block = begin; block < end; block += 64) {
             // Scores of one key with the eight queries.
@@ -158,7 +158,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var i = 0u; i < 8u; i++) {
                 let query = first + i;
                 let seen = j < end && query >= q_start && query < min(q_end, last)
-                    && sees(i32(query) - i32(q_start), j, shift);
+                    && sees(i32(query) - i32(q_start), j, shift, keys);
                 p_tile[i * 64u + lane] = select(NOTHING, scores[i], seen);
             }
             workgroupBarrier();

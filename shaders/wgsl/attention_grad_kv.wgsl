@@ -111,13 +111,10 @@ fn dout_quad(row: u32, d: u32) -> vec4<f32> {
     return y;
 }
 
-// Whether the query at local position i (of its segment) sees the local key j; shift = key count - query count.
-fn sees(i: i32, j: i32, shift: i32) -> bool {
-    let position = i + shift;
-    if params.causal == 1u && j > position {
-        return false;
-    }
-    return params.window == 0u || j > position - i32(params.window);
+// Whether query i sees key j, both counted within their segment; shift = keys - queries of the segment.
+fn sees(i: i32, j: i32, shift: i32, keys: i32) -> bool {
+    let end = select(keys, i + shift + 1, params.causal == 1u);
+    return j < end && (params.window == 0u || j >= end - i32(params.window));
 }
 
 @compute @workgroup_size(64)
@@ -160,7 +157,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             continue;
         }
         // Queries that may see any key of the block.
-        let shift = i32(k_end - k_start) - i32(q_end - q_start);
+        let keys = i32(k_end - k_start);
+        let shift = keys - i32(q_end - q_start);
         let low_key = i32(max(first, k_start) - k_start);
         let high_key = i32(min(last, k_end) - k_start) - 1;
         var begin = 0;
@@ -168,7 +166,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if params.causal == 1u {
             begin = max(begin, low_key - shift);
         }
-        if params.window != 0u {
+        if params.window != 0u && params.causal == 1u {
             end = min(end, high_key - shift + i32(params.window));
         }
         for (var shared_head = 0u; shared_head < sharing; shared_head++) {
@@ -202,7 +200,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     let key = first + j;
                     var p = 0.0;
                     if i < end && key >= k_start && key < min(k_end, last)
-                        && sees(i, i32(key) - i32(k_start), shift) {
+                        && sees(i, i32(key) - i32(k_start), shift, keys) {
                         p = exp(scores[j] - lse);
                     }
                     p_tile[j * 64u + lane] = p;

@@ -106,13 +106,10 @@ fn dout_quad(row: u32, d: u32) -> vec4<f32> {
     return y;
 }
 
-// Whether the query at local position i (of its segment) sees the local key j; shift = key count - query count.
-fn sees(i: i32, j: i32, shift: i32) -> bool {
-    let position = i + shift;
-    if params.causal == 1u && j > position {
-        return false;
-    }
-    return params.window == 0u || j > position - i32(params.window);
+// Whether query i sees key j, both counted within their segment; shift = keys - queries of the segment.
+fn sees(i: i32, j: i32, shift: i32, keys: i32) -> bool {
+    let end = select(keys, i + shift + 1, params.causal == 1u);
+    return j < end && (params.window == 0u || j >= end - i32(params.window));
 }
 
 @compute @workgroup_size(64)
@@ -153,16 +150,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             continue;
         }
         // Keys that any query of the block may see.
-        let shift = i32(k_end - k_start) - i32(q_end - q_start);
+        let keys = i32(k_end - k_start);
+        let shift = keys - i32(q_end - q_start);
         let low_query = i32(max(first, q_start) - q_start);
         let high_query = i32(min(last, q_end) - q_start) - 1;
         var begin = 0;
-        var end = i32(k_end - k_start);
+        var end = keys;
         if params.causal == 1u {
             end = min(end, high_query + shift + 1);
         }
         if params.window != 0u {
-            begin = max(begin, low_query + shift - i32(params.window) + 1);
+            let low_end = select(keys, low_query + shift + 1, params.causal == 1u);
+            begin = max(begin, low_end - i32(params.window));
         }
         for (var block = begin; block < end; block += 64) {
             let j = block + i32(lane);
@@ -187,7 +186,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let query = first + i;
                 var ds = 0.0;
                 if j < end && query >= q_start && query < min(q_end, last)
-                    && sees(i32(query) - i32(q_start), j, shift) {
+                    && sees(i32(query) - i32(q_start), j, shift, keys) {
                     let at = params.stats_at + (query * params.heads + head) * 2u;
                     ds = exp(scores[i] - stats[at]) * (slopes[i] - stats[at + 1u]) * params.scale;
                 }
