@@ -1,5 +1,7 @@
 //! Numbers as people read them.
 
+/** Keeps a number and its unit on one line. */
+const NBSP = '\u00a0';
 const BYTE_UNITS = ['B', 'kB', 'MB', 'GB', 'TB'] as const;
 
 /** `1234567` → `1.2 MB` (decimal units, as file managers show them). */
@@ -11,7 +13,7 @@ export function bytes(count: number): string {
     unit += 1;
   }
   const digits = unit === 0 || value >= 99.95 ? 0 : 1;
-  return `${value.toFixed(digits)} ${BYTE_UNITS[unit]}`;
+  return `${value.toFixed(digits)}${NBSP}${BYTE_UNITS[unit]}`;
 }
 
 /** Bytes per second. */
@@ -23,10 +25,10 @@ export function rate(bytesPerSecond: number): string {
 export function duration(seconds: number): string {
   if (!Number.isFinite(seconds)) return 'unknown';
   const value = Math.max(0, seconds);
-  if (value > 0 && value < 0.0995) return `${Math.max(1, Math.round(value * 1000))} ms`;
-  if (value < 9.95) return `${value.toFixed(1)} s`;
+  if (value > 0 && value < 0.0995) return `${Math.max(1, Math.round(value * 1000))}${NBSP}ms`;
+  if (value < 9.95) return `${value.toFixed(1)}${NBSP}s`;
   const whole = Math.round(value);
-  if (whole < 60) return `${whole} s`;
+  if (whole < 60) return `${whole}${NBSP}s`;
   if (whole < 3600) return joined(Math.floor(whole / 60), 'min', whole % 60, 's');
   const minutes = Math.round(whole / 60);
   return joined(Math.floor(minutes / 60), 'h', minutes % 60, 'min');
@@ -35,27 +37,27 @@ export function duration(seconds: number): string {
 /** Time still to go, deliberately coarse: `about 4 min`. */
 export function timeLeft(seconds: number): string {
   if (seconds < 5) return 'a few seconds';
-  if (seconds < 60) return `about ${Math.round(seconds / 5) * 5} s`;
-  if (seconds < 3600) return `about ${Math.round(seconds / 60)} min`;
+  if (seconds < 60) return `about ${Math.round(seconds / 5) * 5}${NBSP}s`;
+  if (seconds < 3600) return `about ${Math.round(seconds / 60)}${NBSP}min`;
   return `about ${duration(Math.round(seconds / 300) * 300)}`;
 }
 
 /** `3145728` → `3.1 M`. */
 export function count(value: number): string {
-  if (value >= 999.5e6) return `${(value / 1e9).toFixed(1)} B`;
-  if (value >= 999.5e3) return `${(value / 1e6).toFixed(1)} M`;
-  if (value >= 9999.5) return `${(value / 1e3).toFixed(1)} k`;
+  if (value >= 999.5e6) return `${(value / 1e9).toFixed(1)}${NBSP}B`;
+  if (value >= 999.5e3) return `${(value / 1e6).toFixed(1)}${NBSP}M`;
+  if (value >= 9999.5) return `${(value / 1e3).toFixed(1)}${NBSP}k`;
   return Math.round(value).toLocaleString('en');
 }
 
 /** `0.854` → `85 %`. */
 export function percent(fraction: number): string {
   const value = fraction * 100;
-  return `${value > 0 && value < 9.95 && !Number.isInteger(value) ? value.toFixed(1) : Math.round(value)} %`;
+  return `${value > 0 && value < 9.95 && !Number.isInteger(value) ? value.toFixed(1) : Math.round(value)}${NBSP}%`;
 }
 
 export function gflops(value: number): string {
-  return value >= 1000 ? `${(value / 1000).toFixed(1)} TFLOP/s` : `${value >= 10 ? value.toFixed(0) : value.toFixed(1)} GFLOP/s`;
+  return value >= 1000 ? `${(value / 1000).toFixed(1)}${NBSP}TFLOP/s` : `${value >= 10 ? value.toFixed(0) : value.toFixed(1)}${NBSP}GFLOP/s`;
 }
 
 /** A loss: three decimals, or exponent form when tiny. */
@@ -85,5 +87,5 @@ export function dateTime(unixSeconds: number): string {
 }
 
 function joined(large: number, largeUnit: string, small: number, smallUnit: string): string {
-  return small === 0 ? `${large} ${largeUnit}` : `${large} ${largeUnit} ${small} ${smallUnit}`;
+  return small === 0 ? `${large}${NBSP}${largeUnit}` : `${large}${NBSP}${largeUnit} ${small}${NBSP}${smallUnit}`;
 }

@@ -33,7 +33,7 @@ function TryIt({ api, fragment }: { api: Api; fragment: string }): JSX.Element {
       (all) => {
         const tuned = tunedRuns(all);
         setRuns(tuned);
-        setRun(tuned[0]?.run ?? null);
+        setRun((tuned.find((info) => info.state === 'done') ?? tuned[0])?.run ?? null);
       },
       (error: unknown) => setProblem(sentenceOf(error)),
     );

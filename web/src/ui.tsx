@@ -9,10 +9,11 @@ type Page = 'dashboard' | 'join' | 'try';
 export function Logo({ moving = false }: { moving?: boolean }): JSX.Element {
   return (
     <svg class={moving ? 'logo moving' : 'logo'} viewBox="0 0 40 40" aria-hidden="true">
-      <path class="logo-point" d="M20 17v6M17 20h6" />
+      <path class="logo-point" d="M20 17.4v5.2M17.4 20h5.2" />
       <g class="logo-pair">
         <circle class="logo-orbit" cx="20" cy="20" r="16" />
-        <circle class="logo-large" cx="14.6" cy="20" r="6.2" />
+        <circle class="logo-orbit" cx="20" cy="20" r="8" />
+        <circle class="logo-large" cx="12" cy="20" r="5.4" />
         <circle class="logo-small" cx="36" cy="20" r="3.2" />
       </g>
     </svg>

@@ -77,7 +77,7 @@ function options(width: number, starts: { current: number[] }, totalSteps: { cur
       y: { range: (_, min, max) => [0, (max ?? 1) === 0 ? 1 : Math.max(max ?? 1, min ?? 0) * 1.06] },
     },
     axes: [
-      { ...axis, size: 40, label: 'steps', labelSize: 16, labelFont: '12px system-ui, sans-serif', labelGap: -2 },
+      { ...axis, size: 26, label: 'steps', labelSize: 18, labelFont: '12px system-ui, sans-serif', labelGap: 0 },
       { ...axis, size: 44, splits: (_, __, min, max) => niceSplits(min, max), values: (_, values) => values.map((v) => String(Number(v.toPrecision(3)))) },
     ],
     series: [

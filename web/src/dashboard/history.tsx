@@ -14,7 +14,7 @@ export function Epochs({ run }: { run: RunView }): JSX.Element | null {
     <section class="panel" aria-label="Epochs" data-testid="epochs">
       <div class="panel-head">
         <h2>Epochs</h2>
-        <span class="quiet">seconds of all devices added up</span>
+        <span class="quiet">“took” is by the clock, the rest adds up all devices</span>
       </div>
       <EpochTable run={run} />
     </section>

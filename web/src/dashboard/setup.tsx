@@ -298,12 +298,12 @@ function PlanDetails({ preview, nodes }: { preview: PlanPreview; nodes: NodeView
             <b>{device.name}</b>
             <dl>
               <dt>fills</dt>
-              <dd>
-                {device.fill}, {bytes(device.fillMemoryBytes)}
-              </dd>
+              <dd>{device.fill}</dd>
               <dt>trains</dt>
+              <dd>{device.train}</dd>
+              <dt>memory</dt>
               <dd>
-                {device.train}, {bytes(device.trainMemoryBytes)}
+                {bytes(device.fillMemoryBytes)}, then {bytes(device.trainMemoryBytes)}
               </dd>
             </dl>
             {device.reason && <p>{device.reason}</p>}

@@ -53,7 +53,7 @@ function Picture({ width, nodes, traffic }: { width: number; nodes: NodeView[]; 
   const narrow = width < 480;
   const height = narrow ? Math.min(380, Math.max(320, width)) : 360;
   // Room for half a name at the sides, and for a label above and below.
-  const half = { x: width / 2 - (narrow ? 54 : 100), y: height / 2 - 66 };
+  const half = { x: width / 2 - (narrow ? 68 : 118), y: height / 2 - 66 };
   const middle = { x: width / 2, y: height / 2 };
   const { bodies, barycentre } = placeBodies(nodes.map((view) => ({ id: view.node, mass: view.gflops })));
   const point = { x: middle.x + barycentre.x * half.x, y: middle.y + barycentre.y * half.y };
@@ -64,10 +64,23 @@ function Picture({ width, nodes, traffic }: { width: number; nodes: NodeView[]; 
   const flows = traffic.reduce((n, link) => n + (link.forth.rate > 0 ? 1 : 0) + (link.back.rate > 0 ? 1 : 0), 0);
   const labels = flows > 8 ? 'none' : narrow ? 'larger' : 'both';
   return (
-    <svg class="swarm-picture" width={width} height={height} viewBox={`0 0 ${width} ${height}`} role="img" aria-label={pictureText(nodes, traffic)}>
-      {nodes.length === 0
-        ? [1, 0.45].map((r) => <ellipse key={r} class="orbit" cx={middle.x} cy={middle.y} rx={half.x * r} ry={half.y * r} />)
-        : dots.map((dot) => <Orbit key={dot.view.node} dot={dot} point={point} flatness={half.y / half.x} />)}
+    <svg class={nodes.length > 5 ? 'swarm-picture crowded' : 'swarm-picture'} width={width} height={height} viewBox={`0 0 ${width} ${height}`} role="img" aria-label={pictureText(nodes, traffic)}>
+      <defs>
+        <linearGradient id="orbit-fade" x2="0" y2="1">
+          <stop offset="0" stop-color="#000" />
+          <stop offset="0.22" stop-color="#fff" />
+          <stop offset="0.78" stop-color="#fff" />
+          <stop offset="1" stop-color="#000" />
+        </linearGradient>
+        <mask id="orbit-mask" maskUnits="userSpaceOnUse" x="0" y="0" width={width} height={height}>
+          <rect width={width} height={height} fill="url(#orbit-fade)" />
+        </mask>
+      </defs>
+      <g mask="url(#orbit-mask)">
+        {nodes.length === 0
+          ? [1, 0.45].map((r) => <ellipse key={r} class="orbit" cx={middle.x} cy={middle.y} rx={half.x * r} ry={half.y * r} />)
+          : dots.map((dot) => <Orbit key={dot.view.node} dot={dot} point={point} flatness={half.y / half.x} />)}
+      </g>
       {nodes.length !== 1 && <path class="point" d={`M${point.x} ${point.y - 8}v16M${point.x - 8} ${point.y}h16`} />}
       {nodes.length === 0 && (
         <text class="swarm-empty" x={middle.x} y={middle.y + 34}>
@@ -160,7 +173,7 @@ function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element
     <dl class="shares">
       <div>
         <dt>Layers while filling</dt>
-        <dd class="strip">
+        <dd class={plan.stages.length > 4 ? 'strip many' : 'strip'}>
           {plan.stages.map((stage) => (
             <span key={stage.layers.start} class="strip-part cool" style={{ flexGrow: stage.layers.end - stage.layers.start }}>
               <b>{stage.layers.end - stage.layers.start === 1 ? stage.layers.end : `${stage.layers.start + 1}–${stage.layers.end}`}</b>{' '}
@@ -171,7 +184,7 @@ function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element
       </div>
       <div>
         <dt>Samples per step while training</dt>
-        <dd class="strip">
+        <dd class={plan.train.length > 4 ? 'strip many' : 'strip'}>
           {plan.train.filter((m) => m.slots.end > m.slots.start).map((member) => (
             <span key={member.node} class="strip-part warm" style={{ flexGrow: member.slots.end - member.slots.start }}>
               <b>

@@ -25,10 +25,12 @@ export interface Stay {
 }
 
 let compiled: Promise<WebAssembly.Module> | null = null;
+let onFetched: (fraction: number | null) => void = () => undefined;
 
-/** Fetches and compiles the node, once; `onProgress` gets the part that has arrived, 0 … 1, where it is known. */
+/** Fetches and compiles the node, once; the latest `onProgress` gets the part that has arrived, 0 … 1, where it is known. */
 export function compileNode(onProgress: (fraction: number | null) => void): Promise<WebAssembly.Module> {
-  compiled ??= fetchNode(onProgress).catch((error: unknown) => {
+  onFetched = onProgress;
+  compiled ??= fetchNode().catch((error: unknown) => {
     compiled = null;
     throw error;
   });
@@ -98,7 +100,7 @@ export function keepScreenOn(onChange: (state: 'on' | 'off' | 'unsupported') => 
   };
 }
 
-async function fetchNode(onProgress: (fraction: number | null) => void): Promise<WebAssembly.Module> {
+async function fetchNode(): Promise<WebAssembly.Module> {
   const response = await fetch(WASM_URL);
   if (!response.ok || !response.body) throw new Error(`The compute engine could not be fetched (status ${response.status}): reload this page.`);
   // The length on the wire says nothing about a compressed body, so only an uncompressed one shows a fraction.
@@ -108,7 +110,7 @@ async function fetchNode(onProgress: (fraction: number | null) => void): Promise
     new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
       transform(chunk, controller) {
         arrived += chunk.byteLength;
-        onProgress(length > 0 ? Math.min(1, arrived / length) : null);
+        onFetched(length > 0 ? Math.min(1, arrived / length) : null);
         controller.enqueue(chunk);
       },
     }),
