@@ -1,6 +1,10 @@
 //! The browser node: the wasm-bindgen surface.
 #![cfg(target_arch = "wasm32")]
 
+mod opfs;
+mod self_test;
+mod start;
+
 use wasm_bindgen::prelude::wasm_bindgen;
 
 /// Version of this module; the page compares it with its own.

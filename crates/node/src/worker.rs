@@ -1,0 +1,448 @@
+//! Does the jobs the core names: one at a time, with the engine, the cache, the weights and the server.
+
+mod prepare;
+
+use crate::blobs::{Blobs, float_bytes, floats};
+use crate::cache::ActivationCache;
+use crate::meter::{MemoryPhase, Meter};
+use crate::storage::{Storage, StorageError};
+use crate::NodeShell;
+use barycenter_core::io::{BlobId, Job, JobResult, LossPart, RowsIn};
+use barycenter_engine::packed::{MicroBatch, Sequence};
+use barycenter_engine::side::{SideConfig, SideLayout, flat_from_named};
+use barycenter_engine::stage::{ForwardPass, StageInput, StageRuntime};
+use barycenter_engine::tape::YieldHook;
+use barycenter_engine::{Device, EngineError, generate};
+use barycenter_model::names::Parts;
+use barycenter_model::{MemoryTensors, ModelError, RawTensor, write_safetensors};
+use barycenter_protocol::SampleId;
+use barycenter_protocol::control::{Assignment, GenerateRequest, Holding, RunSpec};
+use barycenter_protocol::peer::MicroKey;
+use barycenter_transport::{Http, HttpError, platform};
+use bytes::Bytes;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::rc::Rc;
+
+pub(crate) use prepare::Model;
+
+/// Part of the cache's key: changes whenever the bytes of an entry change their meaning.
+pub const CACHE_FORMAT: &str = "f16 taps version 1";
+
+/// Why a job could not be done; the sentence goes to the dashboard.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error("{0}")]
+    Other(String),
+    #[error("the generation was abandoned")]
+    Cancelled,
+}
+
+/// Tells the server and the page how far a long job is: text, 0 … 1.
+pub(crate) type Progress<'a> = &'a dyn Fn(String, f32);
+
+/// The engine side of a node.
+pub(crate) struct Worker {
+    device: Device,
+    http: Http,
+    storage: Rc<dyn Storage>,
+    storage_budget_bytes: u64,
+    blobs: Rc<RefCell<Blobs>>,
+    meter: Rc<Meter>,
+    cancelled: Rc<Cell<u64>>,
+    hook: YieldHook,
+    /// The model last used, with its weights on this device.
+    model: Option<Model>,
+    /// The cache last used, by key.
+    cache: Option<(String, ActivationCache)>,
+    generation: Option<Generation>,
+}
+
+/// What a generation needs.
+struct Generation {
+    assignment: Box<Assignment>,
+    samples: Vec<Sequence>,
+    runtime: StageRuntime,
+    /// Taps this node's stage produces.
+    taps: Range<u32>,
+    /// Micro-batches between forward and backward.
+    keys: HashMap<MicroKey, u64>,
+    next_key: u64,
+    phase: MemoryPhase,
+    /// Whether it takes part in the train phase.
+    trains: bool,
+}
+
+impl Worker {
+    pub fn new(shell: &NodeShell, device: Device, blobs: Rc<RefCell<Blobs>>, storage_budget_bytes: u64) -> Self {
+        Self {
+            device,
+            http: shell.http.clone(),
+            storage: Rc::clone(&shell.storage),
+            storage_budget_bytes,
+            blobs,
+            meter: Rc::clone(&shell.meter),
+            cancelled: Rc::clone(&shell.cancelled),
+            hook: Rc::new(|| Box::pin(platform::yield_now())),
+            model: None,
+            cache: None,
+            generation: None,
+        }
+    }
+
+    /// Drops what belongs to a generation; weights and cache on disk stay.
+    pub fn forget_generation(&mut self) {
+        self.generation = None;
+        self.note_memory();
+    }
+
+    /// Does one job.
+    pub async fn run(&mut self, job: Job, progress: Progress<'_>) -> JobResult {
+        let started = platform::now_millis();
+        let result = self.try_run(job, progress).await.unwrap_or_else(|error| JobResult::Failed { reason: error.to_string() });
+        self.meter.update(|c| c.compute_seconds += (platform::now_millis() - started) / 1_000.0);
+        self.note_memory();
+        result
+    }
+
+    async fn try_run(&mut self, job: Job, progress: Progress<'_>) -> Result<JobResult, JobError> {
+        Ok(match job {
+            Job::Prepare { assignment, part, train_slots } => {
+                self.prepare(assignment, part, train_slots, progress).await?;
+                JobResult::Prepared { holdings: self.holdings()? }
+            }
+            Job::Forward { key, samples, inputs, outputs, total_labels, cache_write } => self.forward(key, &samples, inputs, &outputs, total_labels, cache_write).await?,
+            Job::Backward { key, samples, inputs, outputs } => self.backward(key, &samples, inputs, &outputs).await?,
+            Job::CachedStep { samples, total_labels, .. } => {
+                let started = platform::now_millis();
+                let loss = self.cached(&samples, 1.0 / total_labels.max(1) as f32, true).await?;
+                JobResult::CachedStepDone { loss, side_seconds: seconds_since(started) }
+            }
+            Job::EvaluateHeldOut { samples, .. } => JobResult::HeldOut(self.cached(&samples, 0.0, false).await?),
+            Job::MeasureGradient { .. } => JobResult::GradientMeasured { squared_norm: self.generation()?.runtime.gradient_squared_norm().await? },
+            Job::ReadGradient { shards, .. } => {
+                let flat = self.generation()?.runtime.gradients().await?;
+                let n = shards.max(1) as usize;
+                let bounds: Vec<usize> = (0..=n).map(|j| j * flat.len() / n).collect();
+                let shards = bounds.windows(2).map(|w| self.keep(float_bytes(&flat[w[0]..w[1]]))).collect();
+                JobResult::GradientRead { shards }
+            }
+            Job::SumShard { inputs, .. } => self.sum_shard(&inputs)?,
+            Job::ApplyUpdate { shards, optimiser_step, learning_rate, clip_factor, .. } => {
+                let started = platform::now_millis();
+                if !shards.is_empty() {
+                    let mut flat = Vec::new();
+                    for &shard in &shards {
+                        flat.extend(self.floats_of(shard)?);
+                    }
+                    self.generation()?.runtime.set_gradients(&flat)?;
+                }
+                self.generation()?.runtime.apply(optimiser_step + 1, learning_rate as f32, clip_factor as f32)?;
+                JobResult::Applied { side_seconds: seconds_since(started) }
+            }
+            Job::SaveCheckpoint { run, next, part, .. } => {
+                let tensors = self.generation()?.runtime.checkpoint().await?;
+                let body = Bytes::from(write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &BTreeMap::new()));
+                let path = format!("/api/runs/{run}/checkpoint/{}/{}/{}/{part}", next.generation, next.epoch, next.step);
+                let http = self.http.clone();
+                platform::spawn_local(async move {
+                    // A part that does not arrive costs only the steps since the checkpoint before.
+                    if let Err(error) = http.put(&path, body).await {
+                        log::warn!("checkpoint part not saved: {error}");
+                    }
+                });
+                JobResult::CheckpointTaken
+            }
+            Job::ReadCache { sample, taps } => {
+                let (_, cache) = self.cache.as_ref().ok_or_else(no_generation)?;
+                let mut lengths = Vec::new();
+                let mut bytes = Vec::new();
+                for tap in taps {
+                    let entry = cache.read(sample.0, tap as u16)?.ok_or_else(|| JobError::Other(format!("cache entry {tap} of sample {sample} is not on this device")))?;
+                    lengths.push(entry.len() as u32);
+                    bytes.extend(entry);
+                }
+                JobResult::CacheRead { blob: self.keep(bytes.into()), lengths }
+            }
+            Job::WriteCache { sample, first_tap, lengths, blob } => {
+                let bytes = self.blobs.borrow().get(blob);
+                let total: usize = lengths.iter().map(|&l| l as usize).sum();
+                if bytes.len() != total {
+                    return Err(JobError::Other(format!("cache entries of {total} bytes were announced, {} came", bytes.len())));
+                }
+                let mut rest = &bytes[..];
+                let entries: Vec<&[u8]> = lengths.iter().map(|&length| { let (entry, tail) = rest.split_at(length as usize); rest = tail; entry }).collect();
+                self.cache_mut()?.write(sample.0, first_tap as u16, &entries)?;
+                JobResult::CacheWritten
+            }
+            Job::Holdings => JobResult::Holdings(self.holdings()?),
+            Job::ReleaseBackbone => {
+                self.release_backbone().await?;
+                JobResult::Released
+            }
+            Job::Generate(request) => self.generate(*request, progress).await?,
+        })
+    }
+
+    async fn forward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[barycenter_core::io::Rows], total_labels: u64, cache_write: bool) -> Result<JobResult, JobError> {
+        let blobs = Rc::clone(&self.blobs);
+        let generation = self.generation.as_mut().ok_or_else(no_generation)?;
+        let batch = generation.pack(samples)?;
+        let (width, side_width) = (generation.width(), if key.forward_only { 0 } else { generation.runtime.side_width() });
+        let input = if inputs.is_empty() { None } else {
+            let parts: Vec<(Vec<SampleId>, Bytes)> = inputs.into_iter().map(|rows| { let bytes = blobs.borrow().get(rows.blob); (rows.samples, bytes) }).collect();
+            let b = generation.gather(samples, &parts, width, 0)?;
+            let a = if key.forward_only { None } else { Some(generation.gather(samples, &parts, side_width, width)?) };
+            Some(StageInput { b, a })
+        };
+        let number = generation.next_key;
+        generation.next_key += 1;
+        let pass = ForwardPass { batch: &batch, input, forward_only: key.forward_only, cache: cache_write, loss_factor: 1.0 / total_labels.max(1) as f32 };
+        let output = generation.runtime.forward(number, pass).await?;
+        if !key.forward_only {
+            generation.keys.insert(key, number);
+        }
+        let first_tap = generation.taps.start;
+        let pieces = outputs.iter().map(|rows| generation.split(samples, &rows.samples, &[(&output.b, width), (&output.a, side_width)])).collect::<Result<Vec<_>, _>>()?;
+        let loss = output.loss_sum.map(|loss_sum| LossPart { loss_sum, tokens: batch.classes.len() as u64 });
+        for (sample, entries) in samples.iter().zip(&output.entries) {
+            let entries: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
+            self.cache_mut()?.write(sample.0, first_tap as u16, &entries)?;
+        }
+        Ok(JobResult::ForwardDone { outputs: pieces.into_iter().map(|bytes| self.keep(bytes)).collect(), loss, backbone_seconds: output.backbone_seconds, side_seconds: output.side_seconds })
+    }
+
+    async fn backward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[barycenter_core::io::Rows]) -> Result<JobResult, JobError> {
+        let blobs = Rc::clone(&self.blobs);
+        let generation = self.generation.as_mut().ok_or_else(no_generation)?;
+        let width = generation.runtime.side_width();
+        let gradient = if inputs.is_empty() { None } else {
+            let parts: Vec<(Vec<SampleId>, Bytes)> = inputs.into_iter().map(|rows| { let bytes = blobs.borrow().get(rows.blob); (rows.samples, bytes) }).collect();
+            Some(generation.gather(samples, &parts, width, 0)?)
+        };
+        let number = generation.keys.remove(&key).ok_or_else(|| JobError::Other("a backward pass was asked for that had no forward pass".into()))?;
+        let (back, side_seconds) = generation.runtime.backward(number, gradient).await?;
+        let back = back.unwrap_or_default();
+        let pieces = outputs.iter().map(|rows| generation.split(samples, &rows.samples, &[(&back, width)])).collect::<Result<Vec<_>, _>>()?;
+        Ok(JobResult::BackwardDone { outputs: pieces.into_iter().map(|bytes| self.keep(bytes)).collect(), side_seconds })
+    }
+
+    async fn cached(&mut self, samples: &[SampleId], loss_factor: f32, train: bool) -> Result<LossPart, JobError> {
+        let (_, cache) = self.cache.as_ref().ok_or_else(no_generation)?;
+        let generation = self.generation.as_mut().ok_or_else(no_generation)?;
+        let layers = generation.assignment.spec.layers as u16;
+        let batch = generation.pack(samples)?;
+        let entries = samples.iter().map(|sample| (0..=layers).map(|tap| cache.read(sample.0, tap)?.ok_or_else(|| JobError::Other(format!("cache entry {tap} of sample {sample} is not on this device")))).collect());
+        let entries: Vec<Vec<Vec<u8>>> = entries.collect::<Result<_, JobError>>()?;
+        let loss_sum = generation.runtime.train_cached(&batch, &entries, loss_factor, train).await?;
+        Ok(LossPart { loss_sum, tokens: batch.classes.len() as u64 })
+    }
+
+    fn sum_shard(&self, inputs: &[BlobId]) -> Result<JobResult, JobError> {
+        let mut sum: Vec<f32> = Vec::new();
+        for (rank, &input) in inputs.iter().enumerate() {
+            let part = self.floats_of(input)?;
+            if rank == 0 {
+                sum = part;
+            } else if part.len() == sum.len() {
+                sum.iter_mut().zip(&part).for_each(|(s, p)| *s += p);
+            } else {
+                return Err(JobError::Other(format!("a gradient shard has {} values, expected {}: all devices must run the same version", part.len(), sum.len())));
+            }
+        }
+        let squared_norm = sum.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+        Ok(JobResult::ShardSummed { blob: self.keep(float_bytes(&sum)), squared_norm })
+    }
+
+    async fn release_backbone(&mut self) -> Result<(), JobError> {
+        let Some(generation) = &mut self.generation else { return Ok(()) };
+        generation.runtime.drop_backbone();
+        if generation.trains {
+            let model = self.model.as_mut().ok_or_else(no_generation)?;
+            generation.runtime.load_backbone(&mut model.weights, &Parts::head_only())?;
+        }
+        generation.phase = MemoryPhase::Train;
+        self.meter.update(|c| c.backbone_bytes = 0);
+        self.device.reset_peak();
+        Ok(())
+    }
+
+    async fn generate(&mut self, request: GenerateRequest, progress: Progress<'_>) -> Result<JobResult, JobError> {
+        let parts = |config: &barycenter_model::ModelConfig| Parts::all(config);
+        self.open_model(&request.spec, parts, progress).await?;
+        let tensors = match (request.tuned, request.run) {
+            (true, Some(run)) => Some(MemoryTensors::from_safetensors("the checkpoint", &self.http.get(&format!("/api/runs/{run}/checkpoint")).await?)?.tensors),
+            _ => None,
+        };
+        let model = self.model.as_mut().ok_or_else(no_generation)?;
+        let config = model.config.clone();
+        let side_config = SideConfig::new(request.spec.reduction as usize, config.layers);
+        let side = match tensors {
+            Some(tensors) => {
+                let layout = SideLayout::whole(&config, &side_config)?;
+                let flat = flat_from_named(&layout, |name| tensors.get(name).cloned())?;
+                Some((layout, flat))
+            }
+            None => None,
+        };
+        let stage = barycenter_engine::llama::LlamaStage::load(&self.device, &config, &mut model.weights, &Parts::all(&config))?;
+        let side = match side {
+            Some((layout, flat)) => Some(barycenter_engine::side::Side::new(&self.device, layout, &flat)?),
+            None => None,
+        };
+        let options = generate::GenerateOptions { max_new_tokens: request.max_new_tokens as usize, stop: config.eos.clone() };
+        let base = if request.base { Some(generate::generate(&stage, None, &request.prompts, &options, &self.hook).await?) } else { None };
+        let tuned = match (&side, request.tuned) {
+            (Some(side), true) => Some(generate::generate(&stage, Some(side), &request.prompts, &options, &self.hook).await?),
+            _ => None,
+        };
+        Ok(JobResult::Generated { base, tuned })
+    }
+
+    fn holdings(&self) -> Result<Vec<Holding>, JobError> {
+        let Some((_, cache)) = &self.cache else { return Ok(Vec::new()) };
+        cache.flush()?;
+        self.meter.update(|c| c.cache_bytes = cache.len_bytes());
+        Ok(holdings_of(&cache.contents()))
+    }
+
+    fn note_memory(&self) {
+        let memory = self.device.memory();
+        self.meter.memory(memory.current_bytes, memory.peak_bytes, self.generation.as_ref().map(|g| g.phase));
+        if let Some((_, cache)) = &self.cache {
+            self.meter.update(|c| c.cache_bytes = cache.len_bytes());
+        }
+    }
+
+    fn keep(&self, bytes: Bytes) -> BlobId {
+        self.blobs.borrow_mut().insert(bytes)
+    }
+
+    fn floats_of(&self, blob: BlobId) -> Result<Vec<f32>, JobError> {
+        floats(&self.blobs.borrow().get(blob)).ok_or_else(|| JobError::Other("a tensor message has a length that is not a multiple of 4".into()))
+    }
+
+    fn generation(&self) -> Result<&Generation, JobError> {
+        self.generation.as_ref().ok_or_else(no_generation)
+    }
+
+    fn cache_mut(&mut self) -> Result<&mut ActivationCache, JobError> {
+        self.cache.as_mut().map(|(_, cache)| cache).ok_or_else(no_generation)
+    }
+}
+
+impl Generation {
+    fn width(&self) -> usize {
+        self.runtime.width()
+    }
+
+    fn sample(&self, id: SampleId) -> Result<&Sequence, JobError> {
+        self.samples.get(id.0 as usize).ok_or_else(|| JobError::Other(format!("sample {id} is not in the data set")))
+    }
+
+    fn pack(&self, samples: &[SampleId]) -> Result<MicroBatch, JobError> {
+        let sequences = samples.iter().map(|&id| self.sample(id)).collect::<Result<Vec<_>, _>>()?;
+        Ok(MicroBatch::pack(sequences))
+    }
+
+    /// Rows of `samples` in their order, out of parts that each hold some of them. A part is blocks of rows one after
+    /// the other; the wanted block is `width` wide and lies behind one of `width_before` (0: it is the first).
+    fn gather(&self, samples: &[SampleId], parts: &[(Vec<SampleId>, Bytes)], width: usize, width_before: usize) -> Result<Vec<f32>, JobError> {
+        let mut found: HashMap<SampleId, Vec<f32>> = HashMap::new();
+        for (ids, bytes) in parts {
+            let values = floats(bytes).ok_or_else(|| JobError::Other("a tensor message has a length that is not a multiple of 4".into()))?;
+            let mut tokens = 0;
+            for &id in ids {
+                tokens += self.sample(id)?.ids.len();
+            }
+            let mut at = tokens * width_before;
+            for &id in ids {
+                let len = self.sample(id)?.ids.len() * width;
+                let rows = values.get(at..at + len).ok_or_else(|| JobError::Other("a tensor message is shorter than its rows: all devices must run the same version".into()))?;
+                found.insert(id, rows.to_vec());
+                at += len;
+            }
+        }
+        let mut all = Vec::new();
+        for id in samples {
+            all.extend(found.remove(id).ok_or_else(|| JobError::Other(format!("the rows of sample {id} did not come")))?);
+        }
+        Ok(all)
+    }
+
+    /// The inverse: blocks (values, width) over `samples`, cut to the rows of `wanted`, one block after the other.
+    fn split(&self, samples: &[SampleId], wanted: &[SampleId], blocks: &[(&[f32], usize)]) -> Result<Bytes, JobError> {
+        let mut starts = HashMap::new();
+        let mut tokens = 0;
+        for &id in samples {
+            let len = self.sample(id)?.ids.len();
+            starts.insert(id, (tokens, len));
+            tokens += len;
+        }
+        let mut out = Vec::new();
+        for (values, width) in blocks.iter().filter(|(values, _)| !values.is_empty()) {
+            for id in wanted {
+                let &(start, len) = starts.get(id).ok_or_else(|| JobError::Other(format!("sample {id} is not in the micro-batch")))?;
+                out.extend_from_slice(&values[start * width..(start + len) * width]);
+            }
+        }
+        Ok(float_bytes(&out))
+    }
+}
+
+/// Samples with the same contiguous taps, as ranges.
+fn holdings_of(contents: &[(u32, BTreeSet<u16>)]) -> Vec<Holding> {
+    let mut by_taps: BTreeMap<(u32, u32), Vec<Range<u32>>> = BTreeMap::new();
+    for (sample, taps) in contents {
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        for &tap in taps {
+            match runs.last_mut() {
+                Some(run) if run.end == u32::from(tap) => run.end += 1,
+                _ => runs.push(u32::from(tap)..u32::from(tap) + 1),
+            }
+        }
+        for run in runs {
+            let ranges = by_taps.entry((run.start, run.end)).or_default();
+            match ranges.last_mut() {
+                Some(range) if range.end == *sample => range.end += 1,
+                _ => ranges.push(*sample..*sample + 1),
+            }
+        }
+    }
+    by_taps.into_iter().map(|((start, end), samples)| Holding { samples, taps: start..end }).collect()
+}
+
+fn no_generation() -> JobError {
+    JobError::Other("work was asked for before the preparation".into())
+}
+
+fn seconds_since(started_millis: f64) -> f64 {
+    (platform::now_millis() - started_millis) / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holdings_join_neighbouring_samples_and_taps() {
+        let contents = vec![(0, [0, 1, 2].into()), (1, [0, 1, 2].into()), (3, [0, 1, 2].into()), (4, [1, 3].into())];
+        assert_eq!(
+            holdings_of(&contents),
+            vec![
+                Holding { samples: vec![0..2, 3..4], taps: 0..3 },
+                Holding { samples: vec![4..5], taps: 1..2 },
+                Holding { samples: vec![4..5], taps: 3..4 },
+            ]
+        );
+    }
+}

@@ -1,0 +1,31 @@
+//! The self-test alone, for tests and figures: which back end computes here, how well, and how fast.
+
+use barycenter_engine::{BackendChoice, create_backend};
+use barycenter_node::self_test;
+use barycenter_protocol::control::BackendReport;
+use barycenter_transport::platform::now_millis;
+use serde::Serialize;
+use wasm_bindgen::prelude::{JsError, JsValue, wasm_bindgen};
+
+/// What `self_test` answers.
+#[derive(Serialize)]
+struct Report {
+    backend: BackendReport,
+    answers: [f64; 3],
+    gflops: f64,
+}
+
+/// Opens a back end (`"auto"`, `"cpu"`, `"gpu"`) and runs the self-test on it: `{backend, answers, gflops}`.
+///
+/// # Errors
+/// When the word is none of these, when there is no such back end here, or when it fails.
+#[wasm_bindgen]
+pub async fn self_test(backend: JsValue) -> Result<JsValue, JsError> {
+    console_error_panic_hook::set_once();
+    let choice: BackendChoice = serde_wasm_bindgen::from_value(backend)?;
+    let device = create_backend(choice).await?;
+    let answers = self_test::answers(&device).await?;
+    let gflops = self_test::gflops(&device, &now_millis).await?;
+    let report = Report { backend: barycenter_node::report(device.info()), answers, gflops };
+    Ok(serde_wasm_bindgen::to_value(&report)?)
+}
