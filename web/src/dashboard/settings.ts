@@ -18,15 +18,15 @@ interface Setting {
   min: number;
 }
 
-/** The fields, in their order on the page. */
+/** The fields, in their order on the page; placeholders are the server's defaults (`signaling-server/src/run_request.rs`). */
 export const SETTINGS: readonly Setting[] = [
-  { key: 'epochs', label: 'Epochs', placeholder: 'automatic', step: '1', help: 'Passes over the data; the first fills the cache.', isWhole: true, min: 1 },
-  { key: 'batch', label: 'Samples per step', placeholder: 'automatic', step: '1', help: 'Shared out among the devices.', isWhole: true, min: 1 },
-  { key: 'learning_rate', label: 'Learning rate', placeholder: 'automatic', step: 'any', help: 'Its peak; it warms up and then falls to zero.', isWhole: false, min: 0 },
-  { key: 'reduction', label: 'Reduction', placeholder: '8', step: '1', help: 'How many times narrower the adapter is than the model.', isWhole: true, min: 1 },
-  { key: 'warmup_steps', label: 'Warm-up steps', placeholder: 'automatic', step: '1', help: 'Steps until the learning rate peaks.', isWhole: true, min: 0 },
+  { key: 'epochs', label: 'Epochs', placeholder: '3', step: '1', help: 'Passes over the data; the first fills the cache.', isWhole: true, min: 1 },
+  { key: 'batch', label: 'Samples per step', placeholder: '16', step: '1', help: 'Shared out among the devices.', isWhole: true, min: 1 },
+  { key: 'learning_rate', label: 'Learning rate', placeholder: '0.001', step: 'any', help: 'Its peak; it warms up and then falls to zero.', isWhole: false, min: 0 },
+  { key: 'reduction', label: 'Reduction', placeholder: 'automatic', step: '1', help: 'How many times narrower the adapter is than the model.', isWhole: true, min: 1 },
+  { key: 'warmup_steps', label: 'Warm-up steps', placeholder: 'a tenth of all', step: '1', help: 'Steps until the learning rate peaks.', isWhole: true, min: 0 },
   { key: 'exact_match_rows', label: 'Test questions', placeholder: 'automatic', step: '1', help: 'Held-out rows answered before and after; 0 for none.', isWhole: true, min: 0 },
-  { key: 'seed', label: 'Seed', placeholder: 'automatic', step: '1', help: 'The same seed repeats a run.', isWhole: true, min: 0 },
+  { key: 'seed', label: 'Seed', placeholder: '1', step: '1', help: 'The same seed repeats a run.', isWhole: true, min: 0 },
 ];
 
 /** The request, or one sentence about the first field that makes no sense. */

@@ -247,6 +247,7 @@ function Settings({ texts, onChange }: { texts: SettingTexts; onChange: (texts: 
   return (
     <details class="settings">
       <summary>Settings</summary>
+      <p class="quiet">An empty field takes what the model recommends, or else the value shown.</p>
       <div class="fields">
         {SETTINGS.map(({ key, label, placeholder, step, help }) => (
           <label key={key} class="field">

@@ -53,7 +53,7 @@ function Picture({ width, nodes, traffic }: { width: number; nodes: NodeView[]; 
   const narrow = width < 480;
   const height = narrow ? Math.min(380, Math.max(320, width)) : 360;
   // Room for half a name at the sides, and for a label above and below.
-  const half = { x: width / 2 - (narrow ? 68 : 118), y: height / 2 - 66 };
+  const half = { x: Math.max(30, width / 2 - (narrow ? 68 : 118)), y: height / 2 - 66 };
   const middle = { x: width / 2, y: height / 2 };
   const { bodies, barycentre } = placeBodies(nodes.map((view) => ({ id: view.node, mass: view.gflops })));
   const point = { x: middle.x + barycentre.x * half.x, y: middle.y + barycentre.y * half.y };
