@@ -191,7 +191,7 @@ function Outcome({ run }: { run: RunView }): JSX.Element | null {
       {before != null && (
         <div class="match">
           <MatchBar label="base" value={before} tone="plain" />
-          {after == null ? <p class="quiet">The tuned model is asked the same questions at the end.</p> : <MatchBar label="tuned" value={after} tone="warm" />}
+          {after == null ? isActive(run.info.state) && <p class="quiet">The tuned model is asked the same questions at the end.</p> : <MatchBar label="tuned" value={after} tone="warm" />}
         </div>
       )}
       {example && (
@@ -208,7 +208,7 @@ function Outcome({ run }: { run: RunView }): JSX.Element | null {
             </div>
             <div class="tuned">
               <dt>tuned</dt>
-              <dd>{example.tuned ?? 'after the run'}</dd>
+              <dd>{example.tuned ?? (isActive(run.info.state) ? 'after the run' : 'was not asked')}</dd>
             </div>
           </dl>
         </div>

@@ -172,8 +172,8 @@ function Inside(props: {
   if (view.stage === 'over') {
     return (
       <div class="join" data-testid="over">
-        <h1>{view.end?.bad ? 'This device dropped out' : 'You left the swarm'}</h1>
-        {view.end && (view.end.bad ? <Notice tone="bad">{view.end.sentence}</Notice> : <p class="lead">{view.end.sentence}</p>)}
+        <h1>{view.end?.bad ? 'This device dropped out' : view.end?.sentence === 'You left.' ? 'You left the swarm' : 'This device is out of the swarm'}</h1>
+        {view.end && (view.end.bad ? <Notice tone="bad">{view.end.sentence}</Notice> : view.end.sentence !== 'You left.' && <p class="lead">{view.end.sentence}</p>)}
         {view.counters && (
           <p class="quiet">
             {name} computed for {duration(view.counters.compute_seconds)}. What it learnt stays with the others.
