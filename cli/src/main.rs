@@ -1,2 +1,73 @@
 //! The barycenter program: serve, node, train, generate, verify.
-fn main() {}
+
+mod generate;
+mod node;
+mod serve;
+mod train;
+mod verify;
+
+use barycenter_engine::BackendChoice;
+use clap::{Parser, Subcommand, ValueEnum};
+use std::process::ExitCode;
+
+/// A household fine-tunes a language model together.
+#[derive(Parser)]
+#[command(name = "barycenter", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The home server: pages, pairing, weights, data, runs. Prints the address and its QR code.
+    Serve(serve::Options),
+    /// A node without a browser: joins the server of an invitation and works until Ctrl-C.
+    Node(node::Options),
+    /// The whole method on this one computer, without a network.
+    Train(train::Options),
+    /// Answers a prompt with a model, and with a tuned adapter beside it if one is given.
+    Generate(generate::Options),
+    /// Compares what the engine computes with the references in a golden folder; fails where one is above tolerance.
+    Verify(verify::Options),
+}
+
+/// Which back end computes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Device {
+    /// A GPU where there is a real one, else the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A GPU over WebGPU's native twin, even a software one.
+    Gpu,
+}
+
+impl From<Device> for BackendChoice {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Gpu => Self::Gpu,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Arguments::parse().command {
+        Command::Serve(options) => serve::run(options),
+        Command::Node(options) => node::run(options),
+        Command::Train(options) => train::run(&options),
+        Command::Generate(options) => generate::run(&options),
+        Command::Verify(options) => verify::run(&options),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("barycenter: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

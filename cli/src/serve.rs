@@ -1,0 +1,77 @@
+//! `barycenter serve`.
+
+use anyhow::Result;
+use barycenter_server::{DataDir, ServerConfig, serve};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Options of `barycenter serve`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Where to listen; port 0 takes the last one used, else a free one.
+    #[arg(long, default_value = "0.0.0.0:0")]
+    listen: SocketAddr,
+    /// Folder for everything that is kept (default: the platform's data folder).
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Folder with models in Hugging Face form, one sub-folder each; may be repeated.
+    #[arg(long)]
+    models: Vec<PathBuf>,
+    /// Your own certificate chain, PEM (with --key).
+    #[arg(long, requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, requires = "cert")]
+    key: Option<PathBuf>,
+    /// Name or address to put into the invitation.
+    #[arg(long)]
+    host: Option<String>,
+    /// Serve pages from this folder (for work on them).
+    #[arg(long)]
+    web: Option<PathBuf>,
+    /// Do not open the dashboard in a browser.
+    #[arg(long)]
+    no_open: bool,
+}
+
+/// Serves until Ctrl-C.
+#[tokio::main]
+pub async fn run(options: Options) -> Result<ExitCode> {
+    let config = ServerConfig {
+        listen: options.listen,
+        model_dirs: options.models,
+        certificate: options.cert.zip(options.key),
+        web_dir: options.web,
+        host: options.host,
+        ..ServerConfig::new(options.data.unwrap_or_else(DataDir::default_path))
+    };
+    let mut server = serve(config).await?;
+    println!("\nBarycenter is ready. On every other device, scan this code or open the address:\n");
+    println!("{}", server.terminal_qr_code());
+    println!("  {}\n", server.invite_url());
+    println!("The dashboard on this computer:\n\n  {}\n", server.local_url());
+    println!("Browsers warn once about the certificate, which this computer made itself: choose \"Advanced\", then \"Proceed\".");
+    println!("Whoever has the address can join and see the data. Ctrl-C ends the server; a run goes on at the next start.");
+    if !options.no_open {
+        open_in_browser(&server.local_url());
+    }
+    tokio::select! {
+        result = server.wait() => result?,
+        _ = tokio::signal::ctrl_c() => server.shutdown().await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Best effort: the address is printed anyway.
+fn open_in_browser(url: &str) {
+    let (program, arguments): (&str, &[&str]) = if cfg!(target_os = "macos") {
+        ("open", &[])
+    } else if cfg!(target_os = "windows") {
+        ("rundll32", &["url.dll,FileProtocolHandler"])
+    } else {
+        ("xdg-open", &[])
+    };
+    let null = std::process::Stdio::null;
+    let _ = std::process::Command::new(program).args(arguments).arg(url).stdin(null()).stdout(null()).stderr(null()).spawn();
+}

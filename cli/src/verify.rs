@@ -1,0 +1,47 @@
+//! `barycenter verify`.
+
+use anyhow::Result;
+use barycenter_engine::create_backend;
+use barycenter_engine::verify::verify;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What a reference of the network's outputs is held to: f32 in another order of summation.
+const GOLDEN_TOLERANCE: f64 = 1e-4;
+/// What a reference of a training run is held to: twelve steps let differences grow.
+const PAC_TOLERANCE: f64 = 1e-3;
+
+/// Options of `barycenter verify`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Model folder with golden.safetensors and, where present, pac.safetensors.
+    folder: PathBuf,
+    /// Which back end computes.
+    #[arg(long, default_value = "cpu")]
+    device: crate::Device,
+    /// Largest relative error that passes (default: 1e-4 for golden, 1e-3 for pac).
+    #[arg(long)]
+    tolerance: Option<f64>,
+}
+
+/// Prints the relative error of every tensor; fails if one is above tolerance.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let report = pollster::block_on(async {
+        let device = create_backend(options.device.into()).await?;
+        println!("{} on {}", options.folder.display(), device.info().description);
+        anyhow::Ok(verify(&device, &options.folder).await?)
+    })?;
+    let mut passed = true;
+    for tensor in &report.tensors {
+        let tolerance = options.tolerance.unwrap_or(if tensor.part == "golden" { GOLDEN_TOLERANCE } else { PAC_TOLERANCE });
+        let ok = tensor.relative_error <= tolerance;
+        passed &= ok;
+        println!("{:<7} {:<48} {:.2e}{}", tensor.part, tensor.name, tensor.relative_error, if ok { "" } else { "  ABOVE TOLERANCE" });
+    }
+    for part in ["golden", "pac"] {
+        if let Some(worst) = report.worst(part) {
+            println!("largest relative error, {part}: {:.2e} ({})", worst.relative_error, worst.name);
+        }
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
