@@ -1,6 +1,7 @@
 //! Tensors, reverse-mode differentiation, the WebGPU and CPU back ends, adapters, optimiser and cache.
 
 mod backend;
+pub mod bench;
 pub mod cache_entry;
 mod choose;
 pub mod cpu;

@@ -1,0 +1,70 @@
+//! How fast a back end multiplies matrices: a developer's table and a device's profile.
+
+use crate::backend::{Backend, BackendError};
+use crate::op::{Dtype, Layout, Op};
+
+/// Wall-clock time that one measurement should fill, long against a submit and short for a person.
+const MEASURE_MILLIS: f64 = 300.0;
+/// Repetitions at most, so that a clock that stands still ends.
+const MAX_REPEATS: u32 = 500;
+
+/// One row of the table.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct MatmulRate {
+    /// Rows, columns and depth of the product, a linear layer's (`C = A · Bᵀ`).
+    pub size: usize,
+    /// `f32` or `f16`: how the weight B is stored.
+    pub weights: &'static str,
+    /// Milliseconds of one product.
+    pub millis: f64,
+    /// 10⁹ floating-point operations per second (a multiplication and an addition are two).
+    pub gflops: f64,
+}
+
+/// Measures products of each size with f32 and packed f16 weights; `now_millis` is a clock (`performance.now()`, say).
+///
+/// # Errors
+/// Those of [`Backend::read`]: the device went away.
+pub async fn matmul_rates(backend: &dyn Backend, sizes: &[usize], now_millis: impl Fn() -> f64) -> Result<Vec<MatmulRate>, BackendError> {
+    let mut rates = Vec::new();
+    for &size in sizes {
+        for (weights, dtype) in [("f32", Dtype::F32), ("f16", Dtype::F16)] {
+            let millis = matmul_millis(backend, size, dtype, &now_millis).await?;
+            let gflops = 2.0 * (size as f64).powi(3) / (millis * 1e6);
+            rates.push(MatmulRate { size, weights, millis, gflops });
+        }
+    }
+    Ok(rates)
+}
+
+async fn matmul_millis(backend: &dyn Backend, size: usize, dtype: Dtype, now: &impl Fn() -> f64) -> Result<f64, BackendError> {
+    let (a, b, c) = (
+        backend.allocate(size * size),
+        backend.allocate(dtype.words(size * size)),
+        backend.allocate(size * size),
+    );
+    // 0.5 as f32, and as a pair of f16.
+    let half = if dtype == Dtype::F32 { 0x3f00_0000 } else { 0x3800_3800 };
+    backend.write(a, 0, &vec![0x3f00_0000; size * size]);
+    backend.write(b, 0, &vec![half; dtype.words(size * size)]);
+    let n = size as u32;
+    let product =
+        Op::MatMul { a: a.into(), b: b.into(), c: c.into(), m: n, n, k: n, layout: Layout::Nt, b_dtype: dtype, accumulate: false };
+    let timed = async |repeats: u32| {
+        let start = now();
+        for _ in 0..repeats {
+            backend.run(product.clone());
+        }
+        backend.read(c, 0, 1).await?;
+        Ok::<f64, BackendError>((now() - start) / f64::from(repeats))
+    };
+    // The first run compiles the kernel, the second says how many more fill the time.
+    timed(1).await?;
+    let once = timed(1).await?;
+    let repeats = (MEASURE_MILLIS / once.max(0.01)).clamp(1.0, f64::from(MAX_REPEATS)) as u32;
+    let millis = timed(repeats).await?;
+    for id in [a, b, c] {
+        backend.free(id);
+    }
+    Ok(millis)
+}
