@@ -96,8 +96,8 @@ impl FullTrainer {
         Ok(Self { model, parameters, optimiser, training, step: 0, device: device.clone() })
     }
 
-    /// One optimiser step on the mean loss over the labelled tokens of all micro-batches.
-    pub async fn step(&mut self, batches: &[MicroBatch], hook: &YieldHook) -> Result<StepReport, EngineError> {
+    /// The mean loss over the labelled tokens of all micro-batches, and its gradients in `parameters`.
+    pub async fn gradients(&self, batches: &[MicroBatch], hook: &YieldHook) -> Result<f32, EngineError> {
         self.parameters.zero_grads();
         let labelled: usize = batches.iter().map(|batch| batch.classes.len()).sum();
         let factor = 1.0 / labelled.max(1) as f32;
@@ -106,13 +106,19 @@ impl FullTrainer {
             batch.check(self.model.config.vocab)?;
             loss += self.forward_backward(batch, factor, hook).await?;
         }
+        Ok((loss * f64::from(factor)) as f32)
+    }
+
+    /// One optimiser step on the mean loss over the labelled tokens of all micro-batches.
+    pub async fn step(&mut self, batches: &[MicroBatch], hook: &YieldHook) -> Result<StepReport, EngineError> {
+        let loss = self.gradients(batches, hook).await?;
         self.step += 1;
         let lr = self.training.schedule.lr(self.step);
         let grad_norm = self.parameters.grad_norm().await?;
         self.optimiser.step(&self.parameters, self.step, lr, clip_factor(grad_norm, self.training.max_norm));
         self.device.submit();
         let tokens = batches.iter().map(MicroBatch::tokens).sum();
-        Ok(StepReport { step: self.step, loss: (loss * f64::from(factor)) as f32, grad_norm, lr, tokens })
+        Ok(StepReport { step: self.step, loss, grad_norm, lr, tokens })
     }
 
     async fn forward_backward(&self, batch: &MicroBatch, factor: f32, hook: &YieldHook) -> Result<f64, EngineError> {

@@ -1,0 +1,107 @@
+//! A run cut into stages, and training from the cache, compute what one device computes.
+
+use barycenter_engine::optim::AdamWConfig;
+use barycenter_engine::packed::{MicroBatch, Sequence};
+use barycenter_engine::side::{SideConfig, SideLayout, initial_values, named_from_flat};
+use barycenter_engine::stage::{ForwardPass, StageInput, StageRuntime};
+use barycenter_engine::tape::no_yield;
+use barycenter_engine::verify::relative_error;
+use barycenter_engine::{CpuBackend, Device};
+use barycenter_model::names::Parts;
+use barycenter_model::{FolderTensors, ModelConfig, RawTensor};
+use pollster::block_on;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama-gqa")
+}
+
+/// A side network whose up-projection is not 0, so that gradients reach all of it.
+fn start(config: &ModelConfig, side: &SideConfig) -> std::collections::BTreeMap<String, RawTensor> {
+    let layout = SideLayout::whole(config, side).unwrap();
+    let mut values = initial_values(&layout, 3);
+    let up = layout.infos().into_iter().find(|info| info.name == "side.up.weight").unwrap();
+    for (i, value) in values[up.offset..up.offset + up.elements()].iter_mut().enumerate() {
+        *value = (i as f32).sin() * 0.1;
+    }
+    named_from_flat(&layout, &values).unwrap()
+}
+
+fn stage(layers: std::ops::Range<usize>) -> StageRuntime {
+    let device: Device = Rc::new(CpuBackend::default());
+    let config = ModelConfig::from_folder(&folder()).unwrap();
+    let mut stage = StageRuntime::new(&device, config.clone(), layers.clone(), no_yield(), Rc::new(|| 0.0));
+    stage.load_backbone(&mut FolderTensors::open(&folder()).unwrap(), &Parts::stage(&config, layers.clone())).unwrap();
+    let side = SideConfig::new(4, config.layers);
+    let tensors = start(&config, &side);
+    let zeros = |name: &str| tensors.get(name).map(|t| RawTensor::from_f32(&t.shape, &vec![0.0; t.elements()]));
+    let find = |name: &str| match name.strip_prefix("m.").or(name.strip_prefix("v.")) {
+        Some(name) => zeros(name),
+        None => tensors.get(name).cloned(),
+    };
+    stage.restore_side(&side, layers, AdamWConfig::default(), find).unwrap();
+    stage
+}
+
+fn batch() -> MicroBatch {
+    let make = |s: u32, len: u32| {
+        let ids: Vec<u32> = (0..len).map(|t| (s * 31 + t * t * 7 + 3) % 320).collect();
+        let labels = (len / 2..len - 1).map(|t| (t, ids[t as usize + 1])).collect();
+        Sequence { ids, labels }
+    };
+    MicroBatch::pack(&[make(0, 12), make(1, 7), make(2, 15)])
+}
+
+fn pass(batch: &MicroBatch, input: Option<StageInput>) -> ForwardPass<'_> {
+    let loss_factor = 1.0 / batch.classes.len() as f32;
+    ForwardPass { batch, input, forward_only: false, cache: true, loss_factor }
+}
+
+#[test]
+fn stages_in_a_row_equal_one_stage() {
+    let batch = batch();
+    let mut whole = stage(0..3);
+    let expected = block_on(whole.forward(1, pass(&batch, None))).unwrap();
+    block_on(whole.backward(1, None)).unwrap();
+    let expected_grads = block_on(whole.gradients()).unwrap();
+    for cut in [1, 2] {
+        let (mut first, mut last) = (stage(0..cut), stage(cut..3));
+        let between = block_on(first.forward(1, pass(&batch, None))).unwrap();
+        let input = StageInput { b: between.b, a: Some(between.a) };
+        let end = block_on(last.forward(1, pass(&batch, Some(input)))).unwrap();
+        assert!((end.loss_sum.unwrap() - expected.loss_sum.unwrap()).abs() < 1e-4);
+        let (gradient, _) = block_on(last.backward(1, None)).unwrap();
+        block_on(first.backward(1, gradient)).unwrap();
+        let grads = [block_on(first.gradients()).unwrap(), block_on(last.gradients()).unwrap()].concat();
+        assert!(relative_error(&grads, &expected_grads) < 1e-5, "cut before layer {cut}");
+        for (sample, expected) in expected.entries.iter().enumerate() {
+            let taps = [between.entries[sample].clone(), end.entries[sample].clone()].concat();
+            assert_eq!(&taps, expected, "cache entries of sample {sample}");
+        }
+    }
+}
+
+#[test]
+fn training_from_the_cache_equals_the_fill_phase() {
+    let batch = batch();
+    let mut stage = stage(0..3);
+    let filled = block_on(stage.forward(1, pass(&batch, None))).unwrap();
+    block_on(stage.backward(1, None)).unwrap();
+    let expected = block_on(stage.gradients()).unwrap();
+    let zeros = vec![0.0; expected.len()];
+    stage.set_gradients(&zeros).unwrap();
+    let factor = 1.0 / batch.classes.len() as f32;
+    // Of the backbone only norm and head are left.
+    let config = ModelConfig::from_folder(&folder()).unwrap();
+    stage.load_backbone(&mut FolderTensors::open(&folder()).unwrap(), &Parts { layers: 0..0, embedding: false, head: true }).unwrap();
+    let loss = block_on(stage.train_cached(&batch, &filled.entries, factor, true)).unwrap();
+    // Taps went through half precision: 11 bits.
+    assert!((loss / filled.loss_sum.unwrap() - 1.0).abs() < 1e-3);
+    let grads = block_on(stage.gradients()).unwrap();
+    assert!(relative_error(&grads, &expected) < 5e-3, "{}", relative_error(&grads, &expected));
+    let evaluated = block_on(stage.train_cached(&batch, &filled.entries, factor, false)).unwrap();
+    assert!((evaluated - loss).abs() < 1e-5);
+    assert_eq!(block_on(stage.gradients()).unwrap(), grads, "evaluation leaves gradients alone");
+    assert_eq!(config.layers + 1, filled.entries[0].len());
+}
