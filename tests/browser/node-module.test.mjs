@@ -56,3 +56,37 @@ test('the module loads in a worker over https and knows its version', async () =
   assert.equal(await inWorker('return node.version()'), version);
   assert.deepEqual(problems, []);
 });
+
+// Twin of `TOLERANCE` in crates/node/src/self_test.rs: f32 in any order of summation stays far below.
+const tolerance = 1e-3;
+
+test('both back ends give the same answers, the software WebGPU adapter among them', async () => {
+  const { inWorker, problems } = await open({ webgpu: true });
+  const cpu = await inWorker('return node.self_test("cpu")');
+  const gpu = await inWorker('return node.self_test("gpu")');
+  console.log(`${cpu.backend.description}: ${cpu.gflops.toFixed(1)} GFLOP/s; ${gpu.backend.description}: ${gpu.gflops.toFixed(1)} GFLOP/s`);
+  assert.equal(cpu.backend.kind, 'cpu');
+  assert.equal(gpu.backend.kind, 'webgpu');
+  assert.match(gpu.backend.reason, /software/);
+  cpu.answers.forEach((answer, index) => {
+    assert.ok(Number.isFinite(answer) && answer > 0, `answers on the CPU: ${cpu.answers}`);
+    const error = Math.abs(gpu.answers[index] / answer - 1);
+    assert.ok(error < tolerance, `answer ${index}: ${gpu.answers[index]} by WGSL, ${answer} on the CPU`);
+  });
+  assert.deepEqual(problems, []);
+});
+
+test('a software adapter is passed over in favour of the CPU, and the reason is said', async () => {
+  const { inWorker } = await open({ webgpu: true });
+  const { backend } = await inWorker('return node.self_test("auto")');
+  assert.equal(backend.kind, 'cpu');
+  assert.match(backend.reason, /software/);
+});
+
+test('without WebGPU the CPU computes, and the reason is said', async () => {
+  const { inWorker } = await open({ flags: ['--disable-features=WebGPUService'] });
+  const { backend, gflops } = await inWorker('return node.self_test("auto")');
+  assert.equal(backend.kind, 'cpu');
+  assert.match(backend.reason, /adapter|WebGPU/);
+  assert.ok(gflops > 0.5, `${gflops} GFLOP/s`);
+});

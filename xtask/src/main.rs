@@ -1,5 +1,6 @@
 //! Set-up, wasm build, web build, demo data and the test runner: `cargo xtask --help`.
 
+mod make_demo;
 mod root;
 mod run;
 mod setup;
@@ -44,6 +45,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Makes assets/demo: pre-trains the base model, writes the personal set and checks that it can be learnt.
+    MakeDemo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Sets up, builds, and runs every test; ends with the line `N passed, N failed`.
     Test(test::Options),
 }
@@ -57,6 +63,7 @@ fn main() -> Result<()> {
             web::build(quick)
         }
         Command::Start { rest } => start::serve(&rest),
+        Command::MakeDemo { rest } => make_demo::make(&rest),
         Command::Test(options) => test::all(&options),
     }
 }

@@ -67,10 +67,7 @@ impl Step {
                 Ok(Count::default())
             }
             Self::Types => types().map(|()| Count::one_passed()),
-            Self::Pages => {
-                bundle_page_tests()?;
-                node_tests(&page_tests())
-            }
+            Self::Pages => node_tests(&bundled_page_tests()?),
             Self::Browser => node_tests(&root().join("tests/browser")),
         }
     }
@@ -197,20 +194,17 @@ fn types() -> Result<()> {
     run(command("node", [npm_tool("typescript", "bin/tsc")]).args(["--noEmit", "-p"]).arg(config))
 }
 
-/// Where the page tests go, as JavaScript.
-fn page_tests() -> PathBuf {
-    target().join("page-tests")
-}
-
-/// Turns `web/test/*.test.ts`, with what they import, into JavaScript that Node.js runs.
-fn bundle_page_tests() -> Result<()> {
+/// Turns `web/test/*.test.ts`, with what they import, into JavaScript that Node.js runs; answers its folder.
+fn bundled_page_tests() -> Result<PathBuf> {
+    let folder = target().join("page-tests");
     // What an earlier run left of a test that is gone would run again.
-    let _ = fs::remove_dir_all(page_tests());
+    let _ = fs::remove_dir_all(&folder);
     run(command("node", [npm_tool("esbuild", "bin/esbuild")])
         .args(files_ending(&root().join("web/test"), ".test.ts")?)
         .args(["--bundle", "--platform=node", "--format=esm", "--sourcemap=inline", "--log-level=warning"])
         .args(["--jsx=automatic", "--jsx-import-source=preact", "--out-extension:.js=.mjs"])
-        .arg(format!("--outdir={}", page_tests().display())))
+        .arg(format!("--outdir={}", folder.display())))?;
+    Ok(folder)
 }
 
 /// The files of a folder with this ending, in alphabetical order.

@@ -12,7 +12,7 @@ pub fn build(quick: bool) -> Result<()> {
     step("pages", || {
         let mut build = command("node", [root().join("web/build.mjs")]);
         if quick {
-            build.arg("--quick");
+            build.arg("--dev");
         }
         run(&mut build)
     })
