@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::root::{npm_tool, root, target};
+use crate::root::{npm_tool, root};
 use crate::run::{cargo, command, run, seconds};
 use crate::setup::WASM_TARGET;
 use crate::{setup, web};
@@ -63,11 +63,12 @@ impl Step {
             Self::WasmLint => wasm_lint().map(|()| Count::one_passed()),
             Self::Build => {
                 web::build(false)?;
-                run(&mut cargo(["build", "-q", "-p", "barycenter"]))?;
+                // With the whole workspace, as the tests above: one choice of features, so nothing is compiled twice.
+                run(&mut cargo(["build", "-q", "--workspace", "--exclude", "xtask-bindgen"]))?;
                 Ok(Count::default())
             }
             Self::Types => types().map(|()| Count::one_passed()),
-            Self::Pages => node_tests(&bundled_page_tests()?),
+            Self::Pages => node_tests(&root().join("web/test")),
             Self::Browser => node_tests(&root().join("tests/browser")),
         }
     }
@@ -192,19 +193,6 @@ fn wasm_lint() -> Result<()> {
 fn types() -> Result<()> {
     let config = root().join("web/tsconfig.json");
     run(command("node", [npm_tool("typescript", "bin/tsc")]).args(["--noEmit", "-p"]).arg(config))
-}
-
-/// Turns `web/test/*.test.ts`, with what they import, into JavaScript that Node.js runs; answers its folder.
-fn bundled_page_tests() -> Result<PathBuf> {
-    let folder = target().join("page-tests");
-    // What an earlier run left of a test that is gone would run again.
-    let _ = fs::remove_dir_all(&folder);
-    run(command("node", [npm_tool("esbuild", "bin/esbuild")])
-        .args(files_ending(&root().join("web/test"), ".test.ts")?)
-        .args(["--bundle", "--platform=node", "--format=esm", "--sourcemap=inline", "--log-level=warning"])
-        .args(["--jsx=automatic", "--jsx-import-source=preact", "--out-extension:.js=.mjs"])
-        .arg(format!("--outdir={}", folder.display())))?;
-    Ok(folder)
 }
 
 /// The files of a folder with this ending, in alphabetical order.

@@ -1,0 +1,80 @@
+// Joining and leaving, as a person with a phone does it.
+//
+//   phone page ── https ── barycenter serve
+//   stranger   ── https ──┘ (wrong secret)
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { Harness, phone, screenshot } from './harness.mjs';
+import { Household } from './household.mjs';
+
+const harness = new Harness();
+let household;
+let browser;
+
+before(async () => {
+  household = await Household.start(harness);
+  browser = await harness.browser();
+});
+after(() => harness.close());
+
+test('a phone joins by the address of the code, says what it does, and leaves', async () => {
+  const { page, problems } = await harness.page(browser, phone);
+  await page.goto(household.joinUrl('My phone', { auto: false }));
+  assert.match(await page.getByTestId('promise').innerText({ timeout: 20_000 }), /\w/);
+  await screenshot(page, 'join-phone-door', { fullPage: true });
+  assert.equal(await page.getByTestId('name').inputValue(), 'My phone');
+  await page.getByTestId('join').click();
+  await household.untilJoined('My phone');
+  await page.waitForFunction(() => document.body.dataset.state === 'in');
+  const [node] = (await household.snapshot()).nodes;
+  assert.equal(node.kind, 'browser');
+  assert.equal(node.backend.kind, 'cpu');
+  assert.ok(node.backend.reason.length > 0, 'the node says why it computes on this back end');
+  assert.ok(node.gflops > 0);
+  await screenshot(page, 'join-phone-inside', { fullPage: true });
+  await page.getByTestId('leave').click();
+  await page.getByTestId('over').waitFor();
+  assert.deepEqual((await household.snapshot()).nodes, []);
+  assert.deepEqual(problems, []);
+});
+
+test('the page fits a phone without scrolling sideways', async () => {
+  const { page } = await harness.page(browser, phone);
+  await page.goto(household.joinUrl('Narrow', { auto: false }));
+  await page.getByTestId('join').waitFor();
+  assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
+});
+
+test('a page without the right secret is refused and gets nothing', async () => {
+  const { page } = await harness.page(browser, phone);
+  const wrong = household.joinUrl('Stranger').replace(/k=[0-9a-f]{32}/, `k=${'0'.repeat(32)}`);
+  const refused = [];
+  page.on('response', (response) => {
+    if (new URL(response.url()).pathname.startsWith('/api/')) refused.push([new URL(response.url()).pathname, response.status()]);
+  });
+  await page.goto(wrong);
+  await page.waitForFunction(() => document.body.dataset.state === 'closed');
+  await screenshot(page, 'join-phone-refused', { fullPage: true });
+  for (const [path, status] of refused) assert.ok(path === '/api/version' || status === 401, `${path}: ${status}`);
+  assert.deepEqual((await household.snapshot()).nodes, []);
+  for (const path of ['/api/models', '/api/datasets', '/api/runs', '/api/snapshots', '/api/invite']) {
+    assert.equal(await household.status(path, { token: '0'.repeat(64) }), 401, path);
+  }
+});
+
+test('a page without any secret says what to do', async () => {
+  const { page } = await harness.page(browser, phone);
+  await page.goto(household.joinUrl('Stranger').replace(/#.*/, ''));
+  await page.getByTestId('refusal').waitFor();
+});
+
+test('a closed page is noticed within five seconds', async () => {
+  const { context } = await household.joinPage(browser, 'Closing');
+  await context.close();
+  const closed = Date.now();
+  while ((await household.snapshot()).nodes.length > 0) {
+    assert.ok(Date.now() - closed < 5_000, 'still there after five seconds');
+    await new Promise((done) => setTimeout(done, 200));
+  }
+});
