@@ -50,11 +50,6 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Makes the demo's base model and personal data set anew, in assets/demo; further arguments are handed on.
-    MakeDemo {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
-    },
     /// Sets up, builds, and runs every test; ends with the line `N passed, N failed`.
     Test(test::Options),
 }
@@ -69,7 +64,6 @@ fn main() -> Result<()> {
         }
         Command::Start { rest } => start::serve(&rest),
         Command::MakeDemo { rest } => make_demo::make(&rest),
-        Command::MakeDemo { rest } => start::make_demo(&rest),
         Command::Test(options) => test::all(&options),
     }
 }

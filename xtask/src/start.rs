@@ -1,4 +1,4 @@
-//! The project's programs, built as they should run.
+//! The home server, built as it should run.
 
 use anyhow::Result;
 
@@ -11,9 +11,4 @@ pub fn serve(rest: &[String]) -> Result<()> {
     web::build(false)?;
     step("barycenter", || run(&mut cargo(["build", "-q", "--release", "-p", "barycenter"])))?;
     run(cargo(["run", "-q", "--release", "-p", "barycenter", "--", "serve"]).args(rest))
-}
-
-/// Runs the program that writes `assets/demo`; it takes some minutes.
-pub fn make_demo(rest: &[String]) -> Result<()> {
-    run(cargo(["run", "-q", "--release", "-p", "barycenter-demo", "--"]).args(rest))
 }
