@@ -414,8 +414,11 @@ impl Run {
         self.books.rewind(at.epoch, at.step);
         self.books.forget_rates();
         self.stall.clear();
-        self.generation.0 += 1;
         let nodes: BTreeSet<_> = plan.nodes().into_iter().collect();
+        for node in self.participants.difference(&nodes) {
+            ctx.to_node(*node, ToNode::Abort { generation: self.generation });
+        }
+        self.generation.0 += 1;
         let known: Vec<_> = nodes.iter().filter_map(|n| self.holdings.get(n)).collect();
         let lacks = !cache::missing(&self.start.spec, known.iter().copied()).is_empty();
         self.fills = at.epoch == 0 && lacks;
