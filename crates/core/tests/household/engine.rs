@@ -62,7 +62,6 @@ pub struct Engine {
     pub blobs: BTreeMap<BlobId, Blob>,
     next_blob: u64,
     prepared: Option<Prepared>,
-    pub peak_memory: u64,
 }
 
 /// What a finished job gave, and the part of a checkpoint it wants to upload.

@@ -132,6 +132,8 @@ pub struct World {
     pub most_blobs: usize,
     trace: Option<DefaultHasher>,
     pub sent_to_peers: u64,
+    /// Every job takes this many times longer.
+    pub pace: f64,
 }
 
 pub fn run_start(layers: u32, samples: u32, held_out: u32, batch: u32, epochs: u32) -> RunStart {
@@ -191,6 +193,7 @@ impl World {
             most_blobs: 0,
             trace: None,
             sent_to_peers: 0,
+            pace: 1.0,
         }
     }
 
@@ -574,6 +577,7 @@ impl World {
         let Some(&device) = self.owner.get(&node) else { return };
         let token = self.next_token;
         let jitter = self.random.next_u64() % 100;
+        let pace = self.pace;
         let Device { session: Some(session), spec, slowness, is_frozen: false, .. } = &mut self.devices[device] else { return };
         if session.running.is_some() {
             return;
@@ -586,7 +590,7 @@ impl World {
             Job::Generate(_) => 200.0,
             _ => 1.0,
         };
-        let millis = 0.5 + work * 100.0 / spec.gflops * *slowness * (1.0 + jitter as f64 / 1000.0);
+        let millis = 0.5 + work * 100.0 / spec.gflops * *slowness * pace * (1.0 + jitter as f64 / 1000.0);
         session.running = Some((token, id, job));
         self.next_token += 1;
         self.after((millis * 1000.0) as Micros, Event::JobDone(node, token));
