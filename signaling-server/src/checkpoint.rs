@@ -1,8 +1,9 @@
 //! Checkpoints: parts of several devices become one file, whole or not at all.
 
 use crate::side;
+use barycenter_core::coordinator::RunSnapshot;
 use barycenter_model::names::Parameter;
-use barycenter_model::{MemoryTensors, ModelConfig, RawTensor, TensorDtype, write_safetensors};
+use barycenter_model::{MemoryTensors, ModelConfig, RawTensor, SafetensorsHeader, TensorDtype, write_safetensors};
 use barycenter_protocol::control::{CheckpointRef, RunSpec};
 use barycenter_protocol::{Generation, RunId};
 use std::collections::BTreeMap;
@@ -157,6 +158,28 @@ impl Collector {
 /// Where a run's newest complete checkpoint lies.
 pub fn path(run_folder: &Path) -> PathBuf {
     run_folder.join("checkpoint.safetensors")
+}
+
+/// What the newest complete checkpoint of a run is, by its own header; `None` if there is none or it is damaged.
+pub fn reference(run_folder: &Path) -> Option<CheckpointRef> {
+    let bytes = std::fs::read(path(run_folder)).ok()?;
+    let metadata = SafetensorsHeader::parse(&bytes).ok()?.metadata;
+    let number = |name: &str| metadata.get(name)?.parse().ok();
+    Some(CheckpointRef { epoch: number("epoch")?, step: number("step")?, optimiser_steps: number("optimiser_steps")? })
+}
+
+/// Brings what is kept of a run into step with the file: the server may have stopped between the two.
+pub fn catch_up(snapshot: &mut RunSnapshot, run_folder: &Path) {
+    let in_file = reference(run_folder);
+    let kept = snapshot.checkpoint;
+    let newer = in_file.is_some_and(|file| kept.is_none_or(|kept| file.optimiser_steps > kept.optimiser_steps));
+    if newer || in_file.is_none() {
+        if in_file.map(|file| file.epoch) != kept.map(|kept| kept.epoch) {
+            snapshot.steps.clear();
+            snapshot.epoch_seconds = 0.0;
+        }
+        snapshot.checkpoint = in_file;
+    }
 }
 
 /// The adapter in a checkpoint file: values only, no moments.

@@ -7,12 +7,12 @@ mod evaluate;
 mod snapshot;
 
 pub use current::{is_active, seconds_since};
-pub use evaluate::{Examination, Material, lean};
+pub use evaluate::{Examination, MAX_NEW_TOKENS, Material, lean};
 
 use crate::checkpoint::{self, CheckpointKey, Collector, Complete, Expected};
 use crate::data_dir::{DataDir, write_atomically};
 use crate::error::{Answer, Refusal};
-use crate::nodes::{Nodes, Sent};
+use crate::nodes::{NodeStream, Nodes, Sent};
 use crate::run_request::PreparedRun;
 use crate::store::Store;
 use axum::http::StatusCode;
@@ -52,7 +52,7 @@ pub enum Command {
     /// A device wants in.
     Join(Box<JoinRequest>, Reply<JoinReply>),
     /// It opens its stream.
-    Open(NodeId, String, Reply<mpsc::Receiver<ToNode>>),
+    Open(NodeId, String, Reply<NodeStream>),
     /// It says something.
     Messages(NodeId, String, Vec<FromNode>, Reply<()>),
     /// What would a run do?
@@ -285,8 +285,8 @@ impl Host {
         Ok(reply)
     }
 
-    fn open(&mut self, node: NodeId, session: &str) -> Answer<mpsc::Receiver<ToNode>> {
-        let stream = self.nodes.open(node, session)?;
+    fn open(&mut self, node: NodeId, session: &str) -> Answer<NodeStream> {
+        let (stream, dropped) = self.nodes.open(node, session)?;
         let Some(entry) = self.nodes.get(node) else { return Err(Refusal::unavailable()) };
         let request = &entry.request;
         let profile = DeviceProfile {
@@ -296,9 +296,8 @@ impl Host {
             memory_budget_bytes: request.memory_budget_bytes,
             storage_budget_bytes: request.storage_budget_bytes,
         };
-        let queue = entry.queue();
         self.closed.push(Box::pin(async move {
-            queue.closed().await;
+            let _ = dropped.await;
             node
         }));
         self.changed = true;
@@ -397,7 +396,10 @@ impl Host {
 
     /// The file takes its place and the coordinator learns of it in the same breath.
     fn written(&mut self, complete: Complete, path: &std::path::Path) {
-        if !self.counts(complete.key) {
+        // Two uploads may be written at a time: the later one stays.
+        let steps = complete.reference.optimiser_steps;
+        let newest = self.run.as_ref().map_or(0, |run| run.checkpoint_steps);
+        if !self.counts(complete.key) || steps <= newest {
             let _ = std::fs::remove_file(path);
             return;
         }
@@ -405,6 +407,9 @@ impl Host {
         if let Err(error) = std::fs::rename(path, &place) {
             self.event(Level::Bad, format!("The checkpoint could not be put into its place ({error}): make room on the server's disk."));
             return;
+        }
+        if let Some(run) = self.run.as_mut() {
+            run.checkpoint_steps = steps;
         }
         self.tell(CoordinatorInput::CheckpointComplete { checkpoint: complete.reference, generation: complete.key.generation });
     }

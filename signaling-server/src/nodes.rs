@@ -7,7 +7,7 @@ use barycenter_protocol::control::{Counters, JoinReply, JoinRequest, ToNode};
 use barycenter_protocol::{NodeId, PROTOCOL_VERSION};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Most nodes at a time: a household or a classroom.
 pub const MAX_NODES: usize = 64;
@@ -18,6 +18,15 @@ pub const QUEUE_MESSAGES: usize = 1024;
 pub const MAX_NAME_CHARACTERS: usize = 40;
 /// A device that joined opens its stream within this time, or its place is given up.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The receiving end of a node's queue, held by its stream.
+#[derive(Debug)]
+pub struct NodeStream {
+    /// Messages; it ends when the node is removed.
+    pub queue: mpsc::Receiver<ToNode>,
+    /// Dropped with the stream, which tells the host at once that the node is gone.
+    _guard: oneshot::Sender<()>,
+}
 
 /// A joined device.
 #[derive(Debug)]
@@ -39,11 +48,6 @@ impl Node {
     /// Whether its stream was opened: only then it takes part.
     pub fn is_present(&self) -> bool {
         self.waiting.is_none()
-    }
-
-    /// Completes when the other end of the queue is dropped.
-    pub fn queue(&self) -> mpsc::Sender<ToNode> {
-        self.queue.clone()
     }
 }
 
@@ -99,9 +103,12 @@ impl Nodes {
     }
 
     /// Opens the stream of a node; a node has one stream in its stay.
-    pub fn open(&mut self, node: NodeId, session: &str) -> Answer<mpsc::Receiver<ToNode>> {
+    /// The second value completes when the stream is dropped.
+    pub fn open(&mut self, node: NodeId, session: &str) -> Answer<(NodeStream, oneshot::Receiver<()>)> {
         let entry = self.authorised(node, session)?;
-        entry.waiting.take().ok_or_else(|| Refusal::conflict("this device's stream is open already: join anew for another one"))
+        let queue = entry.waiting.take().ok_or_else(|| Refusal::conflict("this device's stream is open already: join anew for another one"))?;
+        let (guard, dropped) = oneshot::channel();
+        Ok((NodeStream { queue, _guard: guard }, dropped))
     }
 
     /// The node of a session; 410 when it is gone, which tells a device to join anew.
@@ -212,17 +219,18 @@ mod tests {
         let mut nodes = Nodes::default();
         let now = Instant::now();
         let (reply, _) = nodes.join(request("token-one"), now).unwrap();
-        let mut stream = nodes.open(reply.node, &reply.session).unwrap();
+        let (mut stream, _) = nodes.open(reply.node, &reply.session).unwrap();
         for _ in 0..QUEUE_MESSAGES {
             assert_eq!(nodes.send(reply.node, ToNode::Ping), Sent::Queued);
         }
         assert_eq!(nodes.send(reply.node, ToNode::Ping), Sent::Overflow);
         nodes.remove(reply.node);
         let mut last = None;
-        while let Ok(message) = stream.try_recv() {
+        while let Ok(message) = stream.queue.try_recv() {
             last = Some(message);
         }
         assert!(matches!(last, Some(ToNode::Goodbye { .. })));
+        assert!(stream.queue.is_closed(), "the stream ends after what was queued");
     }
 
     #[test]

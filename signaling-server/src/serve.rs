@@ -8,7 +8,7 @@ use crate::models::Models;
 use crate::pages::Pages;
 use crate::routes::{self, App};
 use crate::store::Store;
-use crate::{address, invite, tls};
+use crate::{address, checkpoint, invite, tls};
 use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::RustlsAcceptor;
 use barycenter_protocol::auth::{Invitation, RoomSecret};
@@ -138,7 +138,10 @@ pub async fn serve(config: ServerConfig) -> Result<RunningServer, ServerError> {
     });
     let invitation = Invitation { origin: format!("https://{host_name}:{}", address.port()), secret: secret.clone(), certificate_sha256: Some(tls.sha256.clone()) };
 
-    let resume = store.snapshot()?;
+    let mut resume = store.snapshot()?;
+    if let Some(snapshot) = &mut resume {
+        checkpoint::catch_up(snapshot, &data.run(snapshot.start.run.0));
+    }
     let resumed = resume.as_ref().map(|snapshot| snapshot.start.run);
     let host = host::start(store.clone(), data.clone(), resume)?;
     if let Some(run) = resumed {

@@ -32,6 +32,8 @@ pub struct CurrentRun {
     pub step: u32,
     /// Predicted.
     pub seconds_left: Option<f64>,
+    /// Optimiser steps before the checkpoint that lies in its place; 0 if none does.
+    pub checkpoint_steps: u32,
     /// All steps are done, the held-out prompts are being answered.
     pub finishing: bool,
 }
@@ -49,6 +51,7 @@ impl CurrentRun {
             epoch: 0,
             step: 0,
             seconds_left: None,
+            checkpoint_steps: 0,
             finishing: false,
         }
     }
@@ -117,6 +120,7 @@ pub fn after_start(store: &Store, resume: Option<&RunSnapshot>) -> rusqlite::Res
             cost.layers.iter().chain([&cost.embedding, &cost.head]).map(|part| part.weight_bytes + 4 * part.adapter_parameters).sum()
         });
         run.generate_memory_bytes = weights * 5 / 4;
+        run.checkpoint_steps = resume.and_then(|resume| resume.checkpoint).map_or(0, |checkpoint| checkpoint.optimiser_steps);
     }
     Ok(Some(run))
 }
@@ -150,6 +154,13 @@ impl Host {
         let start = RunStart { run, spec: prepared.spec, cost: prepared.cost, plan: prepared.options, wait_for_nodes: 1 };
         self.tell(CoordinatorInput::StartRun(Box::new(start)));
         self.drain();
+        if !self.coordinator.is_running()
+            && let Some(run) = self.run.as_mut().filter(|run| run.stored.info.state == RunState::Waiting)
+        {
+            run.stored.info.state = RunState::Failed;
+            run.stored.info.note = self.events.back().map_or_else(String::new, |event| event.text.clone());
+            self.keep_run();
+        }
         self.run.as_ref().map(CurrentRun::info).ok_or_else(Refusal::unavailable)
     }
 
@@ -240,6 +251,7 @@ impl Host {
         run.finishing = true;
         run.phase = None;
         run.seconds_left = None;
+        run.stored.info.state = RunState::Running;
         if run.examination.is_some() {
             run.stored.info.note = "answering held-out prompts".into();
             let base = run.stored.info.exact_match_before.is_none();

@@ -47,7 +47,9 @@ impl Examination {
             longest = longest.max(tokenizer.encode_response(&row.response).map_err(failed)?.len() as u32);
             rows.push((row.prompt.clone(), row.response.clone()));
         }
-        let examination = Self { tokenizer, prompts, rows, max_new_tokens: (longest + EXTRA_TOKENS).min(MAX_NEW_TOKENS) };
+        let room = model.config()?.max_positions.saturating_sub(prompts.iter().map(Vec::len).max().unwrap_or(0)) as u32;
+        let max_new_tokens = (longest + EXTRA_TOKENS).min(MAX_NEW_TOKENS).min(room.max(1));
+        let examination = Self { tokenizer, prompts, rows, max_new_tokens };
         Ok((!examination.rows.is_empty()).then(|| Box::new(examination)))
     }
 

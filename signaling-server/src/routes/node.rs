@@ -3,6 +3,7 @@
 use super::{AppState, body, json, number, text_header};
 use crate::error::{Answer, Refusal};
 use crate::host::Command;
+use crate::nodes::NodeStream;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
@@ -14,7 +15,6 @@ use barycenter_protocol::control::{FromNode, JoinReply, ToNode};
 use futures::{Stream, StreamExt};
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::WatchStream;
 
 /// Keeps a node's stream alive.
@@ -32,8 +32,8 @@ pub async fn join(State(app): AppState, body: Result<Bytes, BytesRejection>) -> 
 pub async fn stream(State(app): AppState, Path(node): Path<String>, headers: HeaderMap) -> Answer<Response> {
     let node = NodeId(number("device", &node)?);
     let session = session(&headers)?;
-    let queue = app.host.ask(|reply| Command::Open(node, session, reply)).await?;
-    Ok(json_lines(to_node(queue)))
+    let stream = app.host.ask(|reply| Command::Open(node, session, reply)).await?;
+    Ok(json_lines(to_node(stream)))
 }
 
 /// `POST /api/nodes/{node}/messages`.
@@ -69,16 +69,16 @@ fn session(headers: &HeaderMap) -> Answer<String> {
 }
 
 /// A node's queue as lines, with a ping each second. Dropping it (the connection is gone) tells the host at once.
-fn to_node(queue: mpsc::Receiver<ToNode>) -> impl Stream<Item = Bytes> {
-    futures::stream::unfold((queue, tokio::time::interval(PING)), |(mut queue, mut ping)| async move {
+fn to_node(stream: NodeStream) -> impl Stream<Item = Bytes> {
+    futures::stream::unfold((stream, tokio::time::interval(PING)), |(mut stream, mut ping)| async move {
         let message = tokio::select! {
             biased;
-            message = queue.recv() => message?,
+            message = stream.queue.recv() => message?,
             _ = ping.tick() => ToNode::Ping,
         };
         let mut line = serde_json::to_vec(&message).inspect_err(|error| log::error!("a message could not be written: {error}")).ok()?;
         line.push(b'\n');
-        Some((Bytes::from(line), (queue, ping)))
+        Some((Bytes::from(line), (stream, ping)))
     })
 }
 

@@ -3,7 +3,7 @@
 use super::{App, AppState, blocking, json, number};
 use crate::checkpoint::{self, CheckpointKey, Expected};
 use crate::error::{Answer, Refusal};
-use crate::host::{Command, Examination, Wish};
+use crate::host::{Command, Examination, MAX_NEW_TOKENS, Wish};
 use crate::run_request::{self, PreparedRun};
 use crate::store::StoredRun;
 use axum::Json;
@@ -157,8 +157,9 @@ pub async fn ask(State(app): AppState, body: Result<Bytes, BytesRejection>) -> A
                 return Err(Refusal::bad("there is no prompt: write what is to be answered"));
             }
             let prompt = tokenizer.encode_prompt(&request.prompt).map_err(|error| Refusal::bad(error.to_string()))?;
-            let max_new_tokens = request.max_new_tokens.unwrap_or(NEW_TOKENS).clamp(1, 512);
-            if prompt.len() + max_new_tokens as usize > config.max_positions {
+            let room = config.max_positions.saturating_sub(prompt.len()) as u32;
+            let max_new_tokens = request.max_new_tokens.unwrap_or(NEW_TOKENS.min(room)).clamp(1, MAX_NEW_TOKENS);
+            if max_new_tokens > room {
                 let (tokens, context) = (prompt.len(), config.max_positions);
                 return Err(Refusal::bad(format!("the prompt has {tokens} tokens and up to {max_new_tokens} are answered, but the model's context is {context}: shorten the prompt")));
             }

@@ -1,0 +1,17 @@
+//! The server from outside, over real TLS on a free port.
+//!
+//! ```text
+//! test ── reqwest (HTTPS) ──► server (port 0, data folder in a temporary one, one tiny model)
+//!   └─ a device made of calls: join, stream of JSON lines down, messages up, no arithmetic
+//! ```
+
+#[path = "server/access.rs"]
+mod access;
+#[path = "server/data.rs"]
+mod data;
+#[path = "server/nodes.rs"]
+mod nodes;
+#[path = "server/runs.rs"]
+mod runs;
+#[path = "server/support.rs"]
+mod support;
