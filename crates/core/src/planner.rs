@@ -6,6 +6,8 @@
 
 mod costs;
 mod search;
+#[cfg(test)]
+mod tests;
 
 use barycenter_protocol::NodeId;
 use barycenter_protocol::control::Measurements;
@@ -123,7 +125,7 @@ fn train_choice(costs: &Costs, mut set: Vec<usize>) -> Option<TrainChoice> {
             u32::try_from(by_memory.min(device.storage_budget_bytes / per_slot)).unwrap_or(u32::MAX)
         })
         .collect();
-    let slots = shares(&speeds, &caps, costs.batch)?;
+    let slots = shares(&speeds, &caps, costs.batch, costs.options.use_all_nodes)?;
     let members: Vec<_> = set.iter().copied().zip(slots).collect();
     let slowest = members.iter().map(|&(d, slots)| costs.train_seconds(d, f64::from(slots))).fold(0.0, f64::max);
     let seconds = slowest + costs.all_reduce(&set, costs.adapter_parameters(0, costs.layers()));

@@ -177,11 +177,11 @@ impl<'a> Costs<'a> {
     }
 }
 
-/// Slots in proportion to speed, by largest remainder, none above its cap; `None` if the caps do not suffice or somebody
-/// would get nothing.
-pub(super) fn shares(speeds: &[f64], caps: &[u32], batch: u32) -> Option<Vec<u32>> {
-    let mut slots = vec![0u32; speeds.len()];
-    for _ in 0..batch {
+/// Slots in proportion to speed, none above its cap; `None` if the caps do not suffice or somebody would get nothing.
+/// `each`: everybody gets a slot first, even who is too slow to deserve one.
+pub(super) fn shares(speeds: &[f64], caps: &[u32], batch: u32, each: bool) -> Option<Vec<u32>> {
+    let mut slots: Vec<u32> = caps.iter().map(|cap| u32::from(each).min(*cap)).collect();
+    for _ in slots.iter().sum::<u32>()..batch {
         // the next slot goes to whoever would finish it first
         let next = (0..speeds.len()).filter(|&i| slots[i] < caps[i]).min_by(|&a, &b| {
             let finish = |i: usize| f64::from(slots[i] + 1) / speeds[i].max(1e-9);
@@ -189,7 +189,7 @@ pub(super) fn shares(speeds: &[f64], caps: &[u32], batch: u32) -> Option<Vec<u32
         })?;
         slots[next] += 1;
     }
-    slots.iter().all(|s| *s > 0).then_some(slots)
+    (slots.iter().all(|s| *s > 0) && slots.iter().sum::<u32>() == batch).then_some(slots)
 }
 
 fn add(a: LayerCost, b: LayerCost) -> LayerCost {

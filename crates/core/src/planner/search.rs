@@ -26,7 +26,8 @@ pub(super) struct Candidate {
 /// The best pipeline over `devices` with at least `min_stages` stages; `leave_out`: whether devices may be left out.
 pub(super) fn best_pipeline(costs: &Costs, devices: &[usize], min_stages: usize, leave_out: bool) -> Option<Candidate> {
     let most = devices.len().min(costs.layers());
-    let mut best: Option<Candidate> = None;
+    let alone = |d: &usize| if leave_out && min_stages <= 1 && devices.len() > 1 { best_pipeline(costs, &[*d], 1, true) } else { None };
+    let mut best: Option<Candidate> = devices.iter().filter_map(alone).min_by(|a, b| a.seconds.total_cmp(&b.seconds));
     for order in orders(costs, devices) {
         for stages in min_stages.max(1)..=most {
             for micro_batches in micro_batch_counts(stages as u32, costs.batch) {
@@ -89,7 +90,7 @@ fn group(costs: &Costs, devices: &[usize], from: usize, to: usize, in_flight: u3
     };
     let caps: Vec<u32> = devices.iter().map(cap).collect();
     let speeds: Vec<_> = devices.iter().map(|d| costs.devices[*d].gflops.max(1e-3)).collect();
-    Some(devices.iter().copied().zip(shares(&speeds, &caps, costs.batch)?).collect())
+    Some(devices.iter().copied().zip(shares(&speeds, &caps, costs.batch, costs.options.use_all_nodes)?).collect())
 }
 
 /// Slowest member's forward and backward seconds for one micro-batch.
@@ -107,7 +108,8 @@ struct Cell {
     stages: Vec<StageChoice>,
 }
 
-/// The recurrence (Eq. 2) for a fixed number of stages: minimises the slowest stage, transfers to it included.
+/// The recurrence (Eq. 2) for a fixed number of stages: minimises the slowest stage, its part of the AllReduce and
+/// the transfers to it included.
 fn programme(costs: &Costs, order: &[usize], stages: usize, micro_batches: u32, leave_out: bool) -> Option<Vec<StageChoice>> {
     let (layers, devices) = (costs.layers(), order.len());
     let samples = f64::from(costs.batch) / f64::from(micro_batches);
@@ -141,7 +143,8 @@ fn programme(costs: &Costs, order: &[usize], stages: usize, micro_batches: u32, 
                         let choice = StageChoice { from: q, to: y, members };
                         let (forward, backward) = stage_seconds(costs, &choice, micro_batches);
                         let transfer = before.stages.last().map_or(0.0, |b| costs.forward_transfer(&b.members, &choice.members, samples) + costs.backward_transfer(&b.members, &choice.members, samples));
-                        let slowest = before.slowest.max(forward + backward).max(transfer);
+                        let reduce = if m > 1 { costs.all_reduce(&order[n - m..n], costs.adapter_parameters(q, y)) / f64::from(micro_batches) } else { 0.0 };
+                        let slowest = before.slowest.max(forward + backward + reduce).max(transfer);
                         if best.as_ref().is_none_or(|b| slowest < b.slowest) {
                             let mut stages = before.stages.clone();
                             stages.push(choice);
