@@ -88,5 +88,5 @@ test('without WebGPU the CPU computes, and the reason is said', async () => {
   const { backend, gflops } = await inWorker('return node.self_test("auto")');
   assert.equal(backend.kind, 'cpu');
   assert.match(backend.reason, /adapter|WebGPU/);
-  assert.ok(gflops > 0.5, `${gflops} GFLOP/s`);
+  assert.ok(gflops > 0);
 });
