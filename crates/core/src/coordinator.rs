@@ -24,7 +24,7 @@ use swarm::{Context, Member, Swarm};
 /// Patience, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// A node silent for this long is gone.
+    /// A node silent for this long is gone (three predicted steps, if that is longer; somewhat more while it gets ready).
     pub silent: Micros,
     /// A node that stands still for this long in a step while others wait for it is dropped (or ten times the
     /// predicted step, if that is longer).
@@ -93,7 +93,7 @@ impl Coordinator {
         if let Some(output) = self.out.pop_front() {
             return output;
         }
-        let silent = self.swarm.members.values().map(|m| m.last_heard + self.patience.silent).min();
+        let silent = self.swarm.members.iter().map(|(n, m)| m.last_heard + self.patience_with(*n)).min();
         let context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new() };
         let run = self.run.as_ref().and_then(|r| r.deadline(&context));
         CoordinatorOutput::Wait([silent, run, self.swarm.links.deadline()].into_iter().flatten().min())
@@ -200,7 +200,7 @@ impl Coordinator {
 
     /// Timers, and what follows from what has just been handled.
     fn keep_time(&mut self) {
-        let silent: Vec<_> = self.swarm.members.iter().filter(|(_, m)| m.last_heard + self.patience.silent <= self.now).map(|(n, _)| *n).collect();
+        let silent: Vec<_> = self.swarm.members.iter().filter(|(n, m)| m.last_heard + self.patience_with(**n) <= self.now).map(|(n, _)| *n).collect();
         for node in silent {
             self.send_away(node, "was silent for too long".into());
         }
@@ -208,6 +208,10 @@ impl Coordinator {
             self.dial(a, b);
         }
         self.with_run(|run, ctx| run.tick(ctx));
+    }
+
+    fn patience_with(&self, node: NodeId) -> Micros {
+        self.run.as_ref().map_or(self.patience.silent, |run| run.patience_with(node, &self.patience))
     }
 
     fn send_away(&mut self, node: NodeId, reason: String) {

@@ -8,7 +8,7 @@ use super::books::Books;
 use super::cache::{self, Held};
 use super::stall::Stall;
 use super::swarm::Context;
-use super::{CoordinatorOutput, Level, RunProgress, RunSnapshot, RunStart, StepRecord};
+use super::{CoordinatorOutput, Level, Patience, RunProgress, RunSnapshot, RunStart, StepRecord};
 use crate::io::{Micros, SECOND};
 use crate::order::SampleOrder;
 use crate::planner::{self, linked_subset};
@@ -21,6 +21,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How long the end of an epoch waits for its checkpoint before it is redone from the one before.
 const CHECKPOINT_PATIENCE: Micros = 30 * SECOND;
+/// Silence allowed to a node that gets ready: unpacking weights may keep a page's only thread busy for some seconds.
+const BUSY_PREPARING: Micros = 15 * SECOND;
+/// Failures of a node without a step between, after which it is not tried again.
+const MAX_FAILURES: u32 = 3;
+/// Time a node is left out after its first failure; doubled at each further one.
+const LEFT_OUT: Micros = 5 * SECOND;
 /// Refills in a row that leave something missing before the run is given up.
 const MAX_FRUITLESS_REFILLS: u32 = 3;
 
@@ -30,6 +36,24 @@ enum Fresh {
     Start,
     Restored { nodes: u32 },
     Changed,
+}
+
+/// A node that could not do its part: it is left out for a while, and for good after some failures without a step between.
+#[derive(Debug)]
+struct Exclusion {
+    failures: u32,
+    until: Micros,
+    reason: String,
+}
+
+impl Exclusion {
+    fn is_final(&self) -> bool {
+        self.failures >= MAX_FAILURES
+    }
+
+    fn holds(&self, now: Micros) -> bool {
+        self.is_final() || now < self.until
+    }
 }
 
 #[derive(Debug)]
@@ -59,10 +83,10 @@ pub(super) struct Run {
     fruitless_refills: u32,
     participants: BTreeSet<NodeId>,
     considered: BTreeSet<NodeId>,
-    /// The swarm's version at which no plan could be made: no use trying again before it changes.
-    hopeless: Option<u64>,
+    /// The swarm's version, and how many are left out, when no plan could be made: no use trying again before that changes.
+    hopeless: Option<(u64, u64)>,
     nodes_before: u32,
-    excluded: BTreeMap<NodeId, String>,
+    excluded: BTreeMap<NodeId, Exclusion>,
     holdings: BTreeMap<NodeId, Held>,
     books: Books,
     stall: Stall,
@@ -237,11 +261,16 @@ impl Run {
         let name = ctx.swarm.name(node);
         ctx.event(Level::Warning, format!("{name}: {reason}"));
         self.holdings.remove(&node);
-        self.excluded.insert(node, reason.clone());
+        let failures = self.excluded.get(&node).map_or(0, |e| e.failures) + 1;
+        self.excluded.insert(node, Exclusion { failures, until: ctx.now + (LEFT_OUT << (failures - 1)), reason: reason.clone() });
         self.lose(ctx, node, &name);
-        if !self.is_over() && ctx.swarm.members.keys().all(|n| self.excluded.contains_key(n)) {
+        if !self.is_over() && ctx.swarm.members.keys().all(|n| self.excluded.get(n).is_some_and(Exclusion::is_final)) {
             self.end(ctx, RunState::Failed, reason);
         }
+    }
+
+    fn is_left_out(&self, now: Micros, node: NodeId) -> bool {
+        self.excluded.get(&node).is_some_and(|e| e.holds(now))
     }
 
     pub fn link_lost(&mut self, ctx: &mut Context, a: NodeId, b: NodeId) {
@@ -319,11 +348,28 @@ impl Run {
         }
     }
 
+    /// How long a node may be silent: a page whose processor is busy with a long job, or with reading weights, says nothing.
+    pub fn patience_with(&self, node: NodeId, patience: &Patience) -> Micros {
+        if !self.participants.contains(&node) {
+            return patience.silent;
+        }
+        match self.state {
+            State::Preparing { .. } => patience.silent.max(BUSY_PREPARING),
+            State::Phase { .. } => {
+                let measured = [true, false].into_iter().filter_map(|fill| self.books.rate(fill)).fold(0.0, f64::max);
+                let predicted = self.plan.as_ref().map_or(0.0, |p| p.fill_step_seconds.max(p.train_step_seconds));
+                patience.silent.max((3.0 * predicted.max(measured) * SECOND as f64) as Micros)
+            }
+            _ => patience.silent,
+        }
+    }
+
     pub fn deadline(&self, ctx: &Context) -> Option<Micros> {
         match &self.state {
             State::Gathering { since } => {
                 let steps = [ctx.patience.restore, ctx.patience.links];
-                since.and_then(|since| steps.iter().map(|s| since + s).filter(|t| *t > ctx.now).min())
+                let waits = since.iter().flat_map(|since| steps.iter().map(move |s| since + s));
+                waits.chain(self.excluded.values().map(|e| e.until)).filter(|t| *t > ctx.now).min()
             }
             State::Preparing { pending } => pending.values().map(|last| last + ctx.patience.prepare).min(),
             State::Boundary { since, .. } => Some(since + CHECKPOINT_PATIENCE),
@@ -369,11 +415,16 @@ impl Run {
 
     fn try_plan(&mut self, ctx: &mut Context) {
         let State::Gathering { since } = &mut self.state else { return };
-        let nodes = ctx.swarm.members.keys().filter(|n| !self.excluded.contains_key(n)).count() as u32;
+        let nodes = ctx.swarm.members.keys().filter(|n| !self.excluded.get(n).is_some_and(|e| e.holds(ctx.now))).count() as u32;
         let wanted = if self.fresh == Fresh::Start { self.start.wait_for_nodes.max(1) } else { 1 };
         if nodes < wanted {
             *since = None;
-            let note = if wanted > 1 { format!("{nodes} of {wanted} devices are here") } else { "no device is here: open the invitation's address on one".into() };
+            let failed = self.excluded.values().next().map(|e| e.reason.clone());
+            let note = match failed {
+                Some(reason) => reason,
+                None if wanted > 1 => format!("{nodes} of {wanted} devices are here"),
+                None => "no device is here: open the invitation's address on one".into(),
+            };
             self.show(ctx, RunState::Waiting, note);
             return;
         }
@@ -388,20 +439,22 @@ impl Run {
             self.show(ctx, RunState::Waiting, "devices are making their links");
             return;
         }
-        if self.hopeless == Some(ctx.swarm.version) {
+        let left_out = ctx.swarm.members.len() as u64 - u64::from(nodes);
+        let situation = (ctx.swarm.version, left_out);
+        if self.hopeless == Some(situation) {
             return;
         }
         match self.make_plan(ctx) {
             Ok((plan, considered)) => self.prepare(ctx, plan, considered),
             Err(error) => {
-                self.hopeless = Some(ctx.swarm.version);
+                self.hopeless = Some(situation);
                 self.show(ctx, RunState::Waiting, error.to_string());
             }
         }
     }
 
     fn make_plan(&self, ctx: &Context) -> Result<(Plan, BTreeSet<NodeId>), planner::PlanError> {
-        let measured = linked_subset(&ctx.swarm.measurements(|n| !self.excluded.contains_key(&n)));
+        let measured = linked_subset(&ctx.swarm.measurements(|n| !self.is_left_out(ctx.now, n)));
         let considered = measured.devices.iter().map(|d| d.node).collect();
         Ok((planner::plan(&self.start.cost, &measured, self.start.spec.batch, &self.start.plan)?, considered))
     }
@@ -627,7 +680,11 @@ impl Run {
         let State::Phase { kind, doing, .. } = &self.state else { return };
         let (epoch, step) = (report.epoch, report.step);
         let is_fill = *kind == PhaseKind::Fill;
+        let done_by = if self.excluded.is_empty() { BTreeSet::new() } else { doing.clone() };
         let Some(closed) = self.books.report(ctx.now, node, report, doing, &self.order, is_fill) else { return };
+        for node in &done_by {
+            self.excluded.remove(node);
+        }
         if !closed.is_exact {
             ctx.event(Level::Bad, format!("Step {step} of epoch {epoch} was computed on other samples than planned: please report this."));
         }

@@ -210,8 +210,7 @@ fn a_reloaded_page_takes_part_again() {
 fn cache_entries_lost_with_a_device_are_computed_again() {
     let mut world = household(13, vec![Spec::laptop(), Spec::laptop()], 2);
     assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Train) && w.steps_done() > 8));
-    world.lose_cache(1);
-    world.at(world.now, Act::Close(1));
+    world.at(world.now, Act::LoseCache(1));
     let before = world.progress.len();
     finish(&mut world);
     all_recorded(&world);
@@ -261,6 +260,56 @@ fn with_nobody_left_the_run_waits_and_goes_on_when_someone_comes() {
     world.at(world.now, Act::On(1));
     finish(&mut world);
     all_recorded(&world);
+}
+
+#[test]
+fn a_device_that_cannot_do_its_part_is_left_out_for_a_while_with_its_reason() {
+    let mut world = household(18, vec![Spec::laptop(), Spec::laptop()], 2);
+    assert!(world.run_until(LIMIT, |w| w.steps_done() > 2));
+    world.at(world.now, Act::Fail(0));
+    let before = world.plans().len();
+    finish(&mut world);
+    all_recorded(&world);
+    let node = world.node_of(0).expect("it is still here");
+    assert!(!world.plans()[before].1.nodes().contains(&node));
+    assert!(world.events.iter().any(|(_, _, text)| text.contains("graphics device was lost")));
+}
+
+#[test]
+fn a_run_that_nobody_can_do_has_failed_with_the_reason() {
+    let mut world = household(19, vec![Spec::laptop()], 1);
+    for _ in 0..3 {
+        world.at(0, Act::Fail(0));
+    }
+    assert!(world.run_until(LIMIT, |w| w.state() == Some(RunState::Failed)));
+    assert!(world.progress.iter().any(|(_, p)| matches!(p, RunProgress::State { note, .. } if note.contains("graphics device"))));
+}
+
+#[test]
+fn stop_ends_the_run_and_a_new_one_may_start() {
+    let mut world = household(20, vec![Spec::laptop(), Spec::laptop()], 2);
+    assert!(world.run_until(LIMIT, |w| w.steps_done() > 4));
+    world.at(world.now, Act::Stop);
+    world.run_to(world.now + SECOND);
+    assert_eq!(world.state(), Some(RunState::Stopped));
+    let steps = world.steps_done();
+    world.run_to(world.now + 20 * SECOND);
+    assert_eq!(world.steps_done(), steps);
+    world.restart_run();
+    world.at(world.now, Act::Start);
+    finish(&mut world);
+}
+
+#[test]
+fn a_model_that_fits_nowhere_waits_and_starts_when_a_larger_device_comes() {
+    let mut world = World::new(21, run_start(4, 22, 5, 4, 2), vec![Spec { memory: 12_000_000, ..Spec::phone() }, Spec::laptop()]);
+    world.at(0, Act::On(0));
+    world.at(SECOND, Act::Start);
+    world.run_to(40 * SECOND);
+    assert_eq!(world.state(), Some(RunState::Waiting));
+    assert!(world.progress.iter().any(|(_, p)| matches!(p, RunProgress::State { note, .. } if note.contains("missing"))));
+    world.at(world.now, Act::On(1));
+    finish(&mut world);
 }
 
 #[test]
@@ -319,7 +368,12 @@ fn churn(seed: u64) -> World {
         let back = at + 100 * MILLI + world.below(15_000) * MILLI;
         let a = world.below(count as u64) as usize;
         let b = (a + 1 + world.below(count as u64 - 1) as usize) % count;
-        match world.below(8) {
+        match world.below(10) {
+            8 => world.at(at, Act::LoseCache(a)),
+            9 => {
+                world.at(at, Act::Fail(a));
+                world.at(back, Act::LoseCache(a));
+            }
             0 => {
                 world.at(at, Act::Close(a));
                 world.at(back, Act::On(a));

@@ -2,9 +2,9 @@
 //! a network with latency, bandwidth and faults. After every event the invariants are checked. Nothing here knows a
 //! clock: the same seed and script give the same trace.
 
-use crate::engine::{Adapter, Blob, Cache, Engine};
+use crate::engine::{Adapter, Blob, Cache, Engine, Finished};
 use barycenter_core::coordinator::{Coordinator, CoordinatorInput, CoordinatorOutput, Level, Patience, RunProgress, RunSnapshot, RunStart};
-use barycenter_core::io::{Job, JobId, Micros, NodeInput, NodeOutput, SECOND};
+use barycenter_core::io::{Job, JobId, JobResult, Micros, NodeInput, NodeOutput, SECOND};
 use barycenter_core::node::Node;
 use barycenter_core::order::SampleOrder;
 use barycenter_core::planner::PlanOptions;
@@ -48,6 +48,7 @@ struct Device {
     is_on: bool,
     /// Its engine stands still, though it says that it is alive.
     is_frozen: bool,
+    fails_next: u32,
     /// Jobs take this many times longer.
     slowness: f64,
 }
@@ -75,6 +76,11 @@ pub enum Act {
     Freeze(usize),
     Thaw(usize),
     Slow(usize, f64),
+    /// Its next job fails.
+    Fail(usize),
+    /// Its storage is emptied, and the page reloaded.
+    LoseCache(usize),
+    Stop,
     /// No direct link between these two from now on.
     Cut(usize, usize),
     Mend(usize, usize),
@@ -164,7 +170,7 @@ pub fn run_start(layers: u32, samples: u32, held_out: u32, batch: u32, epochs: u
 
 impl World {
     pub fn new(seed: u64, start: RunStart, devices: Vec<Spec>) -> Self {
-        let devices = devices.into_iter().map(|spec| Device { spec, cache: Cache::new(), session: None, is_on: false, is_frozen: false, slowness: 1.0 }).collect();
+        let devices = devices.into_iter().map(|spec| Device { spec, cache: Cache::new(), session: None, is_on: false, is_frozen: false, fails_next: 0, slowness: 1.0 }).collect();
         Self {
             now: 0,
             queue: BTreeMap::new(),
@@ -280,10 +286,6 @@ impl World {
         self.devices[device].session.as_ref().and_then(|s| s.running.as_ref()).is_some_and(|r| matches!(r.2, Job::Backward { .. }))
     }
 
-    pub fn lose_cache(&mut self, device: usize) {
-        self.devices[device].cache.clear();
-    }
-
     pub fn has_backbone(&self, device: usize) -> bool {
         self.devices[device].session.as_ref().is_some_and(|s| s.engine.has_backbone())
     }
@@ -387,6 +389,15 @@ impl World {
                     self.join(device);
                 }
             }
+            Act::Fail(device) => self.devices[device].fails_next += 1,
+            Act::LoseCache(device) => {
+                self.devices[device].cache.clear();
+                if let Some(node) = self.end_session(device) {
+                    self.after(SERVER_LATENCY, Event::StreamEnd(node));
+                    self.after(SECOND, Event::Join(device));
+                }
+            }
+            Act::Stop => self.serve(CoordinatorInput::Stop),
             Act::Slow(device, times) => self.devices[device].slowness = times,
             Act::Cut(a, b) => {
                 self.cuts.insert((a.min(b), a.max(b)));
@@ -598,7 +609,7 @@ impl World {
 
     fn job_done(&mut self, node: NodeId, token: u64) {
         let Some(&device) = self.owner.get(&node) else { return };
-        let Device { session: Some(session), cache, is_frozen, .. } = &mut self.devices[device] else { return };
+        let Device { session: Some(session), cache, is_frozen, fails_next, .. } = &mut self.devices[device] else { return };
         if session.node != node || session.running.as_ref().is_none_or(|r| r.0 != token) {
             return;
         }
@@ -606,7 +617,14 @@ impl World {
             return self.after(SECOND, Event::JobDone(node, token));
         }
         let (_, id, job) = session.running.take().expect("just seen");
-        let finished = session.engine.finish(job, cache, self.stored.as_ref());
+        let mut finished = session.engine.finish(job, cache, self.stored.as_ref());
+        if *fails_next > 0 {
+            *fails_next -= 1;
+            for blob in finished.result.blobs() {
+                session.engine.blobs.remove(&blob);
+            }
+            finished = Finished { result: JobResult::Failed { reason: "the graphics device was lost: reload the page".into() }, upload: None };
+        }
         if let Some((generation, at, adapter)) = finished.upload {
             self.after(20 * MILLI, Event::Upload(generation, at, adapter));
         }
