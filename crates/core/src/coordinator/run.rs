@@ -185,7 +185,7 @@ impl Run {
         }
         self.paused = paused;
         for node in ctx.swarm.members.keys() {
-            ctx.to_node(*node, if paused { ToNode::Pause } else { ToNode::Resume });
+            ctx.tell(*node, if paused { ToNode::Pause } else { ToNode::Resume });
         }
         self.stall.clear();
         self.persist(ctx);
@@ -207,7 +207,7 @@ impl Run {
         if self.paused {
             self.paused = false;
             for node in ctx.swarm.members.keys() {
-                ctx.to_node(*node, ToNode::Resume);
+                ctx.tell(*node, ToNode::Resume);
             }
         }
         self.state = State::Over;
@@ -402,7 +402,7 @@ impl Run {
     fn abort(&mut self, ctx: &mut Context) {
         self.plan = None;
         for node in std::mem::take(&mut self.participants) {
-            ctx.to_node(node, ToNode::Abort { generation: self.generation });
+            ctx.tell(node, ToNode::Abort { generation: self.generation });
         }
     }
 
@@ -469,7 +469,7 @@ impl Run {
         self.stall.clear();
         let nodes: BTreeSet<_> = plan.nodes().into_iter().collect();
         for node in self.participants.difference(&nodes) {
-            ctx.to_node(*node, ToNode::Abort { generation: self.generation });
+            ctx.tell(*node, ToNode::Abort { generation: self.generation });
         }
         self.generation.0 += 1;
         let known: Vec<_> = nodes.iter().filter_map(|n| self.holdings.get(n)).collect();
@@ -495,7 +495,7 @@ impl Run {
             fills: self.fills,
         };
         for node in nodes {
-            ctx.to_node(node, ToNode::Prepare(Box::new(assignment.clone())));
+            ctx.tell(node, ToNode::Prepare(Box::new(assignment.clone())));
         }
     }
 
@@ -539,8 +539,7 @@ impl Run {
     }
 
     fn refill(&mut self, ctx: &mut Context, samples: Vec<barycenter_protocol::SampleId>) {
-        self.fruitless_refills += 1;
-        if self.fruitless_refills > MAX_FRUITLESS_REFILLS {
+        if self.fruitless_refills >= MAX_FRUITLESS_REFILLS {
             self.end(ctx, RunState::Failed, "cache entries vanish as soon as they are written: free storage on the devices, then start the run again");
             return;
         }
@@ -595,7 +594,7 @@ impl Run {
         ctx.progress(self.id(), RunProgress::Phase { phase: kind, epoch, seconds_left });
         self.show(ctx, RunState::Running, "");
         for (node, phase) in phases {
-            ctx.to_node(node, ToNode::Begin { generation: self.generation, phase });
+            ctx.tell(node, ToNode::Begin { generation: self.generation, phase });
         }
     }
 
@@ -611,9 +610,15 @@ impl Run {
                     self.fruitless_refills = 0;
                     self.boundary(ctx, 1);
                 }
-                missing => self.refill(ctx, missing),
+                missing => {
+                    self.fruitless_refills += 1;
+                    self.refill(ctx, missing);
+                }
             },
-            PhaseKind::Refill => self.complete_cache(ctx),
+            PhaseKind::Refill => {
+                self.fruitless_refills += 1; // taken back if nothing is missing
+                self.complete_cache(ctx);
+            }
             PhaseKind::Redistribute => {
                 let Some(plan) = &self.plan else { return };
                 let nodes = self.participants.iter().filter_map(|n| Some((*n, self.holdings.get(n)?))).collect();

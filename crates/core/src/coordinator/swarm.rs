@@ -45,7 +45,7 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    pub fn to_node(&mut self, node: NodeId, message: ToNode) {
+    pub fn tell(&mut self, node: NodeId, message: ToNode) {
         if self.swarm.members.contains_key(&node) {
             self.out.push_back(CoordinatorOutput::ToNode { node, message });
         }

@@ -182,7 +182,7 @@ impl Steps {
         self.step += 1;
         let ends = self.step >= self.order.steps();
         let every = setup.assignment.spec.checkpoint_steps;
-        let due = ends || (every > 0 && optimiser_steps % every == 0);
+        let due = ends || (every > 0 && optimiser_steps.is_multiple_of(every));
         let plan = &setup.assignment.plan;
         let (part, parts, saver) = match self.way {
             Way::Fill { stage } => (stage, plan.stages.len(), plan.stages[stage].members.first()),

@@ -108,6 +108,7 @@ struct Cell {
     stages: Vec<StageChoice>,
 }
 
+#[allow(clippy::needless_range_loop, reason = "indices are those of the recurrence")]
 /// The recurrence (Eq. 2) for a fixed number of stages: minimises the slowest stage, its part of the AllReduce and
 /// the transfers to it included.
 fn programme(costs: &Costs, order: &[usize], stages: usize, micro_batches: u32, leave_out: bool) -> Option<Vec<StageChoice>> {

@@ -315,7 +315,7 @@ impl World {
                     self.serve(CoordinatorInput::NodeLeft { node });
                 }
             }
-            Event::ToNode(node, message) => self.to_node(node, message),
+            Event::ToNode(node, message) => self.arrive_at_node(node, message),
             Event::Peer { to, from, link, message, blob } => {
                 if let Some(session) = self.session(to)
                     && session.links.get(&from) == Some(&link)
@@ -474,7 +474,7 @@ impl World {
         self.after(SERVER_LATENCY, Event::ToServer(node, message));
     }
 
-    fn to_node(&mut self, node: NodeId, message: ToNode) {
+    fn arrive_at_node(&mut self, node: NodeId, message: ToNode) {
         if self.session(node).is_none() {
             return;
         }

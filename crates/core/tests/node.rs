@@ -1,0 +1,227 @@
+//! One node alone, its peers played by the test.
+//!
+//! ```text
+//!     test (server, engine, network)
+//!        |
+//!      node 2 of   1 ──> 2 ──> 3     a pipeline of three, one layer each
+//! ```
+
+use barycenter_core::io::{BlobId, Job, JobId, JobResult, NodeInput, NodeOutput, SECOND};
+use barycenter_core::node::Node;
+use barycenter_protocol::control::{Assignment, FromNode, Phase, RunSpec, SampleSize, ToNode};
+use barycenter_protocol::peer::{MicroKey, PeerMessage, StepKey};
+use barycenter_protocol::plan::{Plan, Stage, StageMember};
+use barycenter_protocol::{Generation, NodeId, RunId, SampleId};
+
+const G: Generation = Generation(3);
+
+fn assignment() -> Assignment {
+    let member = |n| vec![StageMember { node: NodeId(n), slots: 0..8 }];
+    let plan = Plan {
+        stages: (0..3).map(|i| Stage { layers: i..i + 1, members: member(i + 1) }).collect(),
+        micro_batches: 8,
+        train: member(2),
+        fill_step_seconds: 1.0,
+        train_step_seconds: 1.0,
+        single_device_fill_step_seconds: 1.0,
+        reasons: Vec::new(),
+    };
+    let spec = RunSpec {
+        model: "m".into(),
+        model_hash: "m".into(),
+        dataset: "d".into(),
+        dataset_hash: "d".into(),
+        train_samples: 32,
+        held_out_samples: 0,
+        sample_sizes: vec![SampleSize { tokens: 3, labels: 1 }; 32],
+        layers: 3,
+        reduction: 8,
+        batch: 8,
+        epochs: 2,
+        learning_rate: 1.0,
+        warmup_steps: 0,
+        weight_decay: 0.0,
+        clip_norm: 0.0,
+        seed: 1,
+        checkpoint_steps: 0,
+    };
+    Assignment { run: RunId(1), generation: G, spec, plan, checkpoint: None, needs_backbone: true, fills: true }
+}
+
+struct Bench {
+    node: Node,
+    now: u64,
+    next_blob: u64,
+}
+
+impl Bench {
+    /// Node 2, linked and prepared.
+    fn new() -> Self {
+        let mut bench = Self { node: Node::new(NodeId(2)), now: 0, next_blob: 0 };
+        for peer in [1, 3] {
+            bench.give(NodeInput::LinkUp { peer: NodeId(peer) });
+        }
+        let out = bench.give(NodeInput::Server(ToNode::Prepare(Box::new(assignment()))));
+        let (job, _) = jobs(&out).pop().expect("a Prepare");
+        let out = bench.give(NodeInput::JobDone { job, result: JobResult::Prepared { holdings: Vec::new() } });
+        assert!(matches!(out[..], [NodeOutput::ToServer(FromNode::Prepared { generation: G, .. })]));
+        bench
+    }
+
+    fn give(&mut self, input: NodeInput) -> Vec<NodeOutput> {
+        self.node.handle(self.now, input);
+        let mut out = Vec::new();
+        loop {
+            match self.node.poll() {
+                NodeOutput::Wait(_) => return out,
+                output => out.push(output),
+            }
+        }
+    }
+
+    fn begin(&mut self, phase: Phase) -> Vec<NodeOutput> {
+        self.give(NodeInput::Server(ToNode::Begin { generation: G, phase }))
+    }
+
+    fn blob(&mut self) -> BlobId {
+        self.next_blob += 1;
+        BlobId(self.next_blob)
+    }
+
+    fn activation(&mut self, key: MicroKey, samples: Vec<SampleId>) -> Vec<NodeOutput> {
+        let blob = Some(self.blob());
+        self.give(NodeInput::Peer { from: NodeId(1), message: PeerMessage::Activation { key, samples }, blob })
+    }
+
+    fn forward_done(&mut self, job: JobId) -> Vec<NodeOutput> {
+        let outputs = vec![self.blob()];
+        self.give(NodeInput::JobDone { job, result: JobResult::ForwardDone { outputs, loss: None, backbone_seconds: 0.1, side_seconds: 0.1 } })
+    }
+}
+
+fn jobs(out: &[NodeOutput]) -> Vec<(JobId, Job)> {
+    out.iter().filter_map(|o| if let NodeOutput::Run(id, job) = o { Some((*id, job.clone())) } else { None }).collect()
+}
+
+fn key(micro: u16, forward_only: bool) -> MicroKey {
+    MicroKey { step: StepKey { generation: G, epoch: 0, step: 0 }, micro, forward_only }
+}
+
+/// Samples of micro-batch `micro` of the first mini-batch: with 8 slots and 8 micro-batches, one each.
+fn sample(micro: u16) -> SampleId {
+    barycenter_core::order::SampleOrder::of(&assignment().spec).epoch(0).mini_batch(0)[micro as usize].sample
+}
+
+#[test]
+fn the_middle_stage_keeps_two_micro_batches_in_flight_and_prefers_backward() {
+    let mut bench = Bench::new();
+    bench.begin(Phase::Fill { from_step: 0 });
+    let mut running = Vec::new();
+    for micro in 0..8 {
+        running.extend(jobs(&bench.activation(key(micro, false), vec![sample(micro)])));
+    }
+    // one job at a time; the third forward waits for a backward though its input is here
+    assert!(matches!(running[..], [(_, Job::Forward { .. })]));
+    let second = jobs(&bench.forward_done(running[0].0));
+    assert!(matches!(second[..], [(_, Job::Forward { .. })]));
+    assert!(jobs(&bench.forward_done(second[0].0)).is_empty());
+    let blob = Some(bench.blob());
+    let out = bench.give(NodeInput::Peer { from: NodeId(3), message: PeerMessage::SideGradient { key: key(0, false), samples: vec![sample(0)] }, blob });
+    assert!(matches!(jobs(&out)[..], [(_, Job::Backward { .. })]));
+    let outputs = vec![bench.blob()];
+    let out = bench.give(NodeInput::JobDone { job: jobs(&out)[0].0, result: JobResult::BackwardDone { outputs, side_seconds: 0.1 } });
+    assert!(out.iter().any(|o| matches!(o, NodeOutput::ToPeer { to: NodeId(1), message: PeerMessage::SideGradient { .. }, .. })));
+    assert!(matches!(jobs(&out)[..], [(_, Job::Forward { .. })]));
+}
+
+#[test]
+fn a_forward_only_stream_runs_four_micro_batches_ahead() {
+    let mut bench = Bench::new();
+    let samples: Vec<_> = (0..8).map(SampleId).collect();
+    bench.begin(Phase::Refill { samples: samples.clone() });
+    let mut started = 0;
+    let mut waiting = Vec::new();
+    for micro in 0..8u16 {
+        waiting.extend(jobs(&bench.activation(key(micro, true), vec![samples[micro as usize]])));
+        while let Some((job, _)) = waiting.pop() {
+            started += 1;
+            waiting.extend(jobs(&bench.forward_done(job)));
+        }
+    }
+    assert_eq!(started, 4);
+    let out = bench.give(NodeInput::Peer { from: NodeId(3), message: PeerMessage::ActivationUsed { key: key(0, true) }, blob: None });
+    assert_eq!(jobs(&out).len(), 1);
+}
+
+#[test]
+fn early_messages_wait_and_those_of_other_generations_are_dropped() {
+    let mut bench = Bench::new();
+    let out = bench.activation(key(0, false), vec![sample(0)]);
+    assert!(out.is_empty(), "kept until the phase begins");
+    let mut old = key(1, false);
+    old.step.generation = Generation(2);
+    assert!(matches!(bench.activation(old, vec![sample(1)])[..], [NodeOutput::DropBlob(_)]));
+    let out = bench.activation(key(0, false), vec![sample(0)]);
+    assert!(matches!(out[..], [NodeOutput::DropBlob(_)]), "the first of two counts");
+    assert!(matches!(jobs(&bench.begin(Phase::Fill { from_step: 0 }))[..], [(_, Job::Forward { .. })]));
+}
+
+#[test]
+fn rows_of_other_samples_than_planned_are_not_computed() {
+    let mut bench = Bench::new();
+    bench.begin(Phase::Fill { from_step: 0 });
+    let out = bench.activation(key(0, false), vec![sample(5)]);
+    assert!(jobs(&out).is_empty());
+    assert!(out.iter().any(|o| matches!(o, NodeOutput::DropBlob(_))));
+    assert_eq!(jobs(&bench.activation(key(0, false), vec![sample(0)])).len(), 1);
+}
+
+#[test]
+fn a_flood_of_messages_is_bounded() {
+    let mut bench = Bench::new();
+    let mut kept = 0;
+    for step in 0..20_000 {
+        let mut k = key(0, false);
+        k.step.step = step;
+        kept += usize::from(bench.activation(k, vec![sample(0)]).is_empty());
+    }
+    assert!(kept < 5000);
+}
+
+#[test]
+fn a_waiting_node_says_for_whom() {
+    let mut bench = Bench::new();
+    bench.begin(Phase::Fill { from_step: 0 });
+    bench.now += 4 * SECOND;
+    assert!(bench.give(NodeInput::Tick).is_empty());
+    bench.now += 2 * SECOND;
+    let out = bench.give(NodeInput::Tick);
+    assert_eq!(out, [NodeOutput::ToServer(FromNode::Waiting { generation: G, peers: vec![NodeId(1)] })]);
+}
+
+#[test]
+fn an_abandoned_generation_leaves_no_blob_behind() {
+    let mut bench = Bench::new();
+    for micro in 0..3 {
+        bench.activation(key(micro, false), vec![sample(micro)]);
+    }
+    let out = bench.begin(Phase::Fill { from_step: 0 });
+    let (job, _) = jobs(&out)[0].clone();
+    let out = bench.give(NodeInput::Server(ToNode::Abort { generation: G }));
+    assert_eq!(out[0], NodeOutput::CancelAll);
+    assert_eq!(out.len(), 4, "three blobs are dropped: {out:?}");
+    let late = bench.forward_done(job);
+    assert!(matches!(late[..], [NodeOutput::DropBlob(_)]), "the late result's blob too");
+}
+
+#[test]
+fn a_broken_link_stops_the_work_and_is_reported() {
+    let mut bench = Bench::new();
+    bench.begin(Phase::Fill { from_step: 0 });
+    let out = bench.activation(key(0, false), vec![sample(0)]);
+    let (job, _) = jobs(&out)[0].clone();
+    let out = bench.give(NodeInput::LinkDown { peer: NodeId(3), reason: "closed".into() });
+    assert!(matches!(out[..], [NodeOutput::ToServer(FromNode::LinkDown { peer: NodeId(3), .. })]));
+    let out = bench.forward_done(job);
+    assert!(!out.iter().any(|o| matches!(o, NodeOutput::ToPeer { .. })), "nothing goes to a dead peer: {out:?}");
+}
