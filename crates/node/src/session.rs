@@ -121,10 +121,8 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
         }
         let Some(stay) = &mut stay else { continue };
         session.drain(stay);
-        if job.is_terminated() {
-            if let (Some(worker), Some((id, next))) = (idle_worker.take(), stay.queue.pop_front()) {
-                job = session.start(worker, id, next);
-            }
+        if let (Some(worker), Some((id, next))) = (idle_worker.take_if(|_| !stay.queue.is_empty()), stay.queue.pop_front()) {
+            job = session.start(worker, id, next);
         }
     }
 }
