@@ -5,8 +5,9 @@
 //!    never reused; a device that comes again has a new id (tell `NodeLeft` of the old one first).
 //! 2. `CoordinatorOutput::Drop` asks to end a node's stream; no `NodeLeft` is needed then (it does no harm).
 //! 3. Uploaded parts of a checkpoint count only if [`super::Coordinator::accepts_checkpoint`] says so at that moment; the
-//!    checkpoint that nodes download is replaced only when `CheckpointComplete` is given in the same breath.
-//! 4. `Persist` is stored atomically; after a restart it goes to [`super::Coordinator::restore`].
+//!    checkpoint that nodes download is replaced only by one with more optimiser steps, and when `CheckpointComplete` is given in the same breath.
+//! 4. `Persist` is stored atomically; after a restart it goes to [`super::Coordinator::restore`], with
+//!    `checkpoint` set to what the stored checkpoint file says of itself (the server may have died between the two).
 //! 5. `ToNode::{Ping, Signal}` and `FromNode::Signal` are the server's own; `FromNode::Alive` is to be passed on.
 
 use crate::io::Micros;

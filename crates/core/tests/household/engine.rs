@@ -273,12 +273,12 @@ fn holdings(cache: &Cache) -> Vec<Holding> {
         let mut end = start;
         for tap in taps {
             if tap != end && tap != start {
-                result.push(Holding { samples: Vec::from([sample..sample + 1]), taps: start..end });
+                result.push(Holding { samples: std::iter::once(sample..sample + 1).collect(), taps: start..end });
                 start = tap;
             }
             end = tap + 1;
         }
-        result.push(Holding { samples: Vec::from([sample..sample + 1]), taps: start..end });
+        result.push(Holding { samples: std::iter::once(sample..sample + 1).collect(), taps: start..end });
     }
     result
 }
