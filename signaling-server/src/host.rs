@@ -12,6 +12,7 @@ pub use evaluate::{Examination, MAX_NEW_TOKENS, Material, lean};
 use crate::checkpoint::{self, CheckpointKey, Collector, Complete, Expected};
 use crate::data_dir::{DataDir, write_atomically};
 use crate::error::{Answer, Refusal};
+use crate::models::{clip, clip_to};
 use crate::nodes::{NodeStream, Nodes, Sent};
 use crate::run_request::PreparedRun;
 use crate::store::Store;
@@ -41,6 +42,8 @@ const MAX_EVENTS: usize = 100;
 const SNAPSHOT_LEAST: Duration = Duration::from_millis(250);
 /// Snapshots without change: clocks on pages go on.
 const SNAPSHOT_MOST: Duration = Duration::from_secs(1);
+/// Longest sentence of a device that reaches dashboards.
+const MAX_SENTENCE_CHARACTERS: usize = 400;
 /// Longest pairing message: SDP of two data channels has about 1 KiB.
 const MAX_SIGNAL_BYTES: usize = 64 << 10;
 
@@ -309,12 +312,15 @@ impl Host {
         if !self.nodes.authorised(node, session)?.is_present() {
             return Err(Refusal::conflict("this device has not opened its stream: open it before sending messages"));
         }
-        for message in messages {
+        for mut message in messages {
             self.changed = true;
+            if let FromNode::Failed { reason, .. } | FromNode::LinkDown { reason, .. } | FromNode::GenerateFailed { reason, .. } = &mut message {
+                *reason = clip_to(reason, MAX_SENTENCE_CHARACTERS);
+            }
             let Ok(entry) = self.nodes.authorised(node, session) else { break };
             match &message {
                 FromNode::Alive { counters } => entry.counters = counters.clone(),
-                FromNode::Progress { text, fraction } => entry.progress = Some((crate::models::clip(text), fraction.clamp(0.0, 1.0))),
+                FromNode::Progress { text, fraction } => entry.progress = Some((clip(text), fraction.clamp(0.0, 1.0))),
                 FromNode::Signal { to, payload } => {
                     if payload.len() > MAX_SIGNAL_BYTES {
                         return Err(Refusal::bad(format!("a pairing message of {} bytes came, at most {MAX_SIGNAL_BYTES} are passed on", payload.len())));

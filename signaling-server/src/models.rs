@@ -216,7 +216,12 @@ pub fn free_id(name: &str, taken: impl Fn(&str) -> bool) -> String {
 
 /// What came from outside, short enough for a sentence.
 pub fn clip(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(60).collect()
+    clip_to(text, 60)
+}
+
+/// At most so many characters, none of them a control character.
+pub fn clip_to(text: &str, characters: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(characters).collect()
 }
 
 /// Writes the embedded files that are absent or differ; false if there are none.

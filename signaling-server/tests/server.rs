@@ -4,6 +4,7 @@
 //! test ── reqwest (HTTPS) ──► server (port 0, data folder in a temporary one, one tiny model)
 //!   └─ a device made of calls: join, stream of JSON lines down, messages up, no arithmetic
 //! ```
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "server/access.rs"]
 mod access;

@@ -133,3 +133,21 @@ async fn rows_beyond_the_context_are_named_or_refused() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(sentence.contains("48 tokens"), "{sentence}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_is_built_in() {
+    let house = House::open().await;
+    let models: Vec<ModelInfo> = house.client.get_json("/api/models").await;
+    let Some(demo) = models.iter().find(|model| model.id == "demo") else {
+        println!("the demo's assets are not there: make them with `cargo xtask make-demo`");
+        return;
+    };
+    assert_eq!(demo.problem, None);
+    let list: Vec<DatasetInfo> = house.client.get_json("/api/datasets").await;
+    let home = list.iter().find(|dataset| dataset.id == "demo-home").unwrap();
+    assert_eq!((home.train_rows, home.held_out_rows), (400, 100));
+    let preview: DatasetPreview = house.client.get_json("/api/datasets/demo-home/preview?model=demo").await;
+    assert!(!preview.rows.is_empty() && preview.rows.iter().any(|row| row.held_out));
+    let samples: Vec<TokenSample> = house.client.get_json("/api/datasets/demo-home/samples?model=demo&range=0..500").await;
+    assert_eq!(samples.len(), 500);
+}

@@ -59,7 +59,7 @@ impl Pretender {
     fn holdings(&self, is_full: bool) -> Vec<Holding> {
         let Some(assignment) = self.assignment.as_ref().filter(|_| is_full) else { return Vec::new() };
         let samples = assignment.spec.train_samples + assignment.spec.held_out_samples;
-        vec![Holding { samples: vec![0..samples], taps: 0..assignment.spec.layers + 1 }]
+        vec![Holding { samples: std::iter::once(0..samples).collect(), taps: 0..assignment.spec.layers + 1 }]
     }
 
     async fn say(&self, message: FromNode) {
