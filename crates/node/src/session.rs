@@ -121,7 +121,8 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
         }
         let Some(stay) = &mut stay else { continue };
         session.drain(stay);
-        if let (Some(worker), Some((id, next))) = (idle_worker.take_if(|_| !stay.queue.is_empty()), stay.queue.pop_front()) {
+        // Both must be there before either is taken.
+        if idle_worker.is_some() && let Some((id, next)) = stay.queue.pop_front() && let Some(worker) = idle_worker.take() {
             job = session.start(worker, id, next);
         }
     }
