@@ -9,6 +9,13 @@ const PLANES = ['control', 'bulk'] as const;
 const LOW_BYTES = 512 * 1024;
 /** The Worker is told of sent bytes in portions of at least this size, so that messages about messages stay few. */
 const REPORT_BYTES = 128 * 1024;
+/** How often a connection is asked whether anything came in. */
+const LOOK_MILLIS = 500;
+/**
+ * After so many looks without a byte or a consent check the other end is reported as silent. Chromium itself takes more
+ * than seven seconds; its checks on a quiet link come every 2.5 s.
+ */
+const SILENT_LOOKS = 7;
 
 type Kind = 'offer' | 'answer';
 
@@ -105,6 +112,10 @@ class BridgedConnection {
   #steps: Promise<void> = Promise.resolve();
   #ended = false;
   #disconnected = false;
+  #watch: number | null = null;
+  /** What the last look counted, and how many looks counted the same. */
+  #heard = 0;
+  #silentLooks = 0;
 
   constructor(id: number, offerer: boolean, say: Say) {
     this.#id = id;
@@ -161,6 +172,7 @@ class BridgedConnection {
 
   close(): void {
     this.#ended = true;
+    if (this.#watch !== null) window.clearInterval(this.#watch);
     this.#peer.close();
   }
 
@@ -176,9 +188,36 @@ class BridgedConnection {
     const state = this.#peer.connectionState;
     if (state === 'failed' || state === 'closed') {
       this.#end('the connection to the other device broke');
-    } else if (state === 'disconnected' || (state === 'connected' && this.#disconnected)) {
-      this.#disconnected = state === 'disconnected';
-      this.#report({ is: this.#disconnected ? 'disconnected' : 'reconnected', id: this.#id });
+    } else if (state === 'disconnected') {
+      this.#setDisconnected(true);
+    } else if (state === 'connected') {
+      this.#setDisconnected(false);
+      this.#watch ??= window.setInterval(() => void this.#look(), LOOK_MILLIS);
+    }
+  }
+
+  async #look(): Promise<void> {
+    const stats: ReadonlyMap<string, RTCStats> = await this.#peer.getStats();
+    let heard = 0;
+    for (const entry of stats.values()) {
+      if (entry.type === 'candidate-pair') {
+        const pair = entry as RTCIceCandidatePairStats & { requestsReceived?: number };
+        heard += (pair.bytesReceived ?? 0) + (pair.responsesReceived ?? 0) + (pair.requestsReceived ?? 0);
+      }
+    }
+    this.#silentLooks = heard === this.#heard ? this.#silentLooks + 1 : 0;
+    this.#heard = heard;
+    if (this.#silentLooks >= SILENT_LOOKS) {
+      this.#setDisconnected(true);
+    } else if (this.#silentLooks === 0 && this.#peer.connectionState === 'connected') {
+      this.#setDisconnected(false);
+    }
+  }
+
+  #setDisconnected(disconnected: boolean): void {
+    if (disconnected !== this.#disconnected) {
+      this.#disconnected = disconnected;
+      this.#report({ is: disconnected ? 'disconnected' : 'reconnected', id: this.#id });
     }
   }
 

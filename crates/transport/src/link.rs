@@ -30,6 +30,11 @@ const PINGS: u32 = 4;
 const PROBE_BYTES: usize = 256 * 1024;
 /// Small frames, so that the time from first to last says something.
 const PROBE_FRAME_BYTES: usize = 16 * 1024;
+/// A probe that took so long met one lost packet at the start of SCTP, which costs a second, or a slow link; another one
+/// tells. Longer than that it is a slow link for sure.
+const STALLED_PROBE_MILLIS: std::ops::Range<f64> = 500.0..3_000.0;
+/// At most so many.
+const MAX_PROBES: u32 = 3;
 /// A refused connection stays open for so long, so that the other end gets our greeting and can say why it ends too.
 const LINGER_MILLIS: u32 = 300;
 /// Until the other end shows that it has our greeting, it is repeated so often: a channel may be open at one end a moment
@@ -158,6 +163,8 @@ struct Link {
     is_disconnected: bool,
     /// The other end works with us, so it has both our greetings.
     has_greeting_arrived: bool,
+    /// When the first frame of a probe came, and its length.
+    first_probe: Option<(f64, usize)>,
     unread: Rc<Cell<usize>>,
     next_message: u32,
 }
@@ -182,11 +189,12 @@ enum Phase {
 struct Measuring {
     round_trips: Vec<f64>,
     ping_sent_at: f64,
-    /// When the first probe frame came, and its length.
-    first_probe: Option<(f64, usize)>,
     has_their_probe: bool,
-    /// When our probe was queued.
+    /// When our latest probe was queued.
     probe_sent_at: Option<f64>,
+    probes: u32,
+    /// Of the best probe so far.
+    best_bytes_per_second: f64,
     bytes_per_second: Option<f64>,
     /// The other end may be up before us.
     early: Vec<(PeerMessage, Bytes, usize)>,
@@ -210,6 +218,7 @@ impl Link {
             phase: Phase::Connecting,
             is_disconnected: false,
             has_greeting_arrived: false,
+            first_probe: None,
             unread: Rc::default(),
             next_message: 0,
         }
@@ -373,11 +382,8 @@ impl Link {
     }
 
     fn on_frame(&mut self, plane: Plane, frame: &[u8]) -> Result<(), LinkEnd> {
-        if let Phase::Measuring(measuring) = &mut self.phase
-            && plane == Plane::Bulk
-            && frame.get(3) == Some(&(FrameKind::Probe as u8))
-        {
-            measuring.first_probe.get_or_insert((now_millis(), frame.len()));
+        if plane == Plane::Bulk && frame.get(3) == Some(&(FrameKind::Probe as u8)) {
+            self.first_probe.get_or_insert((now_millis(), frame.len()));
         }
         let state = &mut self.planes[plane.index()];
         let message = state.assembler.push(frame).map_err(|error| format!("the other device sent a broken frame: {error}"))?;
@@ -476,20 +482,27 @@ impl Link {
         if measuring.round_trip_millis().is_none() || measuring.probe_sent_at.is_some() || !(is_offerer || measuring.has_their_probe) {
             return;
         }
+        self.send_probe();
+    }
+
+    fn send_probe(&mut self) {
+        let Phase::Measuring(measuring) = &mut self.phase else { return };
         measuring.probe_sent_at = Some(now_millis());
+        measuring.probes += 1;
         let probe = Outgoing { frame_bytes: PROBE_FRAME_BYTES, ..Outgoing::own(FrameKind::Probe, Plane::Bulk, vec![0; PROBE_BYTES]) };
         self.enqueue(probe);
     }
 
-    /// A whole probe came.
+    /// A whole probe came; also when we are up already and the other end tries once more.
     fn on_probe(&mut self) {
-        let Phase::Measuring(measuring) = &mut self.phase else { return };
-        let Some((first_at, first_len)) = measuring.first_probe else { return };
-        measuring.has_their_probe = true;
+        let Some((first_at, first_len)) = self.first_probe.take() else { return };
         let micros = ((now_millis() - first_at) * 1e3).max(1.0) as u64;
         self.send_own(&PeerMessage::ProbeResult { bytes: PROBE_BYTES.saturating_sub(first_len) as u64, micros });
-        self.send_probe_if_it_is_our_turn();
-        self.finish_measuring();
+        if let Phase::Measuring(measuring) = &mut self.phase {
+            measuring.has_their_probe = true;
+            self.send_probe_if_it_is_our_turn();
+            self.finish_measuring();
+        }
     }
 
     /// Takes the slower of what the receiver saw and what we saw: a browser's Worker gets frames in bursts, which makes the
@@ -498,8 +511,14 @@ impl Link {
         let Phase::Measuring(measuring) = &mut self.phase else { return };
         let (Some(sent_at), Some(round_trip)) = (measuring.probe_sent_at, measuring.round_trip_millis()) else { return };
         let theirs = bytes as f64 * 1e6 / micros.max(1) as f64;
-        let ours = PROBE_BYTES as f64 * 1e3 / (now_millis() - sent_at - round_trip).max(0.05);
-        measuring.bytes_per_second = Some(theirs.min(ours));
+        let elapsed = now_millis() - sent_at;
+        let ours = PROBE_BYTES as f64 * 1e3 / (elapsed - round_trip).max(0.05);
+        measuring.best_bytes_per_second = measuring.best_bytes_per_second.max(theirs.min(ours));
+        if STALLED_PROBE_MILLIS.contains(&elapsed) && measuring.probes < MAX_PROBES {
+            self.send_probe();
+        } else {
+            measuring.bytes_per_second = Some(measuring.best_bytes_per_second);
+        }
     }
 
     fn finish_measuring(&mut self) {

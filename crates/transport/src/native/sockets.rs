@@ -5,12 +5,14 @@
 
 use socket2::{Domain, SockRef, Socket, Type};
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use webrtc::runtime::{AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime};
+use webrtc::runtime::{AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, RecvMeta, Runtime, TokioRuntime, Transmit};
 
 /// Asked of the system; most give less.
 const SOCKET_BYTES: usize = 4 * 1024 * 1024;
@@ -20,6 +22,8 @@ const WINDOW_PART: usize = 2;
 const MAX_WINDOW_BYTES: usize = 1024 * 1024;
 /// Two frames: below, a link could not move.
 const MIN_WINDOW_BYTES: usize = 128 * 1024;
+/// SCTP acknowledges every second packet (RFC 9260 §6.2).
+const READS_PER_TURN: u8 = 2;
 
 /// The receive window to announce: measured once with a socket like those of the links.
 pub fn receive_window_bytes() -> u32 {
@@ -43,6 +47,48 @@ fn widen(socket: &SockRef<'_>) {
     }
 }
 
+/// A socket that has nothing more at once after two reads.
+///
+/// The driver reads a burst of datagrams and answers it with *one* acknowledgement. Browsers send four packets at most per
+/// acknowledgement (the burst limit of RFC 9260 §6.1), so acknowledging bursts as one holds them down to a third of what
+/// they can. The pause lets the driver answer first.
+#[derive(Debug)]
+struct Unhurried {
+    inner: Arc<dyn AsyncUdpSocket>,
+    reads: AtomicU8,
+}
+
+impl AsyncUdpSocket for Unhurried {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
+        self.inner.poll_send(cx, transmit)
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+        // One task reads, so nothing else happens between load and store.
+        let reads = self.reads.load(Ordering::Relaxed);
+        if reads >= READS_PER_TURN {
+            self.reads.store(0, Ordering::Relaxed);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let result = self.inner.poll_recv(cx, bufs, meta);
+        self.reads.store(if result.is_ready() { reads + 1 } else { 0 }, Ordering::Relaxed);
+        result
+    }
+
+    fn max_gso_segments(&self) -> usize {
+        self.inner.max_gso_segments()
+    }
+
+    fn max_gro_segments(&self) -> usize {
+        self.inner.max_gro_segments()
+    }
+}
+
 /// Tokio, with roomy sockets.
 #[derive(Debug)]
 pub struct RoomySockets;
@@ -54,7 +100,8 @@ impl Runtime for RoomySockets {
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         widen(&SockRef::from(&socket));
-        TokioRuntime.wrap_udp_socket(socket)
+        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+        Ok(Arc::new(Unhurried { inner, reads: AtomicU8::new(0) }))
     }
 
     fn wrap_tcp_listener(&self, listener: std::net::TcpListener) -> io::Result<Arc<dyn AsyncTcpListener>> {
