@@ -45,7 +45,7 @@ mod bench {
             };
             futures::join!(sending, receiving);
             let seconds = start.elapsed().as_secs_f64();
-            println!("{name}: {} MiB in {seconds:.2} s = {:.1} MB/s", count * message_bytes >> 20, (count * message_bytes) as f64 / seconds / 1e6);
+            println!("{name}: {} MiB in {seconds:.2} s = {:.1} MB/s", (count * message_bytes) >> 20, (count * message_bytes) as f64 / seconds / 1e6);
         }
     }
 
