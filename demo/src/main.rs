@@ -24,11 +24,11 @@ struct Arguments {
     /// Folder to write.
     #[arg(long, default_value = "assets/demo")]
     out: PathBuf,
-    /// Seed of everything.
+    /// Seed of base model and personal set.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Tokens the base model reads.
-    #[arg(long, default_value_t = 3_000_000)]
+    #[arg(long, default_value_t = 1_500_000)]
     tokens: usize,
     /// Peak learning rate of the base model.
     #[arg(long, default_value_t = 3e-3)]
@@ -36,17 +36,20 @@ struct Arguments {
     /// Keep the base model that is there: only write the personal set, tune and check.
     #[arg(long)]
     keep_base: bool,
+    /// Seed of the run over the personal set: its order and the side network's start.
+    #[arg(long, default_value_t = 1)]
+    run_seed: u64,
     /// Reduction k of the side network.
     #[arg(long, default_value_t = 4)]
     reduction: u32,
     /// Epochs over the personal set, the fill epoch included.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 15)]
     epochs: u32,
     /// Mini-batch.
     #[arg(long, default_value_t = 16)]
     batch: u32,
     /// Peak learning rate over the personal set.
-    #[arg(long, default_value_t = 5e-3)]
+    #[arg(long, default_value_t = 3e-3)]
     learning_rate: f64,
 }
 
@@ -88,10 +91,11 @@ async fn make(arguments: &Arguments) -> Result<()> {
         warmup_steps: 10,
         weight_decay: 0.01,
         clip_norm: 1.0,
-        seed: arguments.seed,
+        seed: arguments.run_seed,
     };
     let outcome = tune(&device, out, &recommendation).await?;
     let mut json = serde_json::to_value(&recommendation)?;
+    json["made_with_seed"] = arguments.seed.into();
     json["measured"] = serde_json::to_value(&outcome)?;
     std::fs::write(out.join("demo.json"), serde_json::to_string_pretty(&json)? + "\n")?;
     ensure!(
