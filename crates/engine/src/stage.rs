@@ -98,11 +98,6 @@ impl StageRuntime {
         Self { device: device.clone(), config, layers, backbone: None, side: None, pending: HashMap::new(), hook, clock }
     }
 
-    /// The parts of the backbone that these layers need in the fill phase.
-    pub fn fill_parts(config: &ModelConfig, layers: Range<usize>) -> Parts {
-        Parts::stage(config, layers)
-    }
-
     /// Loads frozen weights: a stage's, or final norm and head only.
     pub fn load_backbone(&mut self, source: &mut dyn TensorSource, parts: &Parts) -> Result<(), EngineError> {
         self.backbone = None;
@@ -116,17 +111,17 @@ impl StageRuntime {
         self.pending.clear();
     }
 
-    /// Starts the side network of these layers from the seed.
-    pub fn start_side(&mut self, config: &SideConfig, optimiser: AdamWConfig, seed: u64) -> Result<(), EngineError> {
-        let layout = SideLayout::new(&self.config, config, self.layers.clone())?;
+    /// Starts the side network of some layers (the stage's, or all for the train phase) from the seed.
+    pub fn start_side(&mut self, config: &SideConfig, layers: Range<usize>, optimiser: AdamWConfig, seed: u64) -> Result<(), EngineError> {
+        let layout = SideLayout::new(&self.config, config, layers)?;
         let values = initial_values(&layout, seed);
         let zeros = vec![0.0; values.len()];
         self.set_side(layout, optimiser, &SideState { m: zeros.clone(), v: zeros, values })
     }
 
     /// Starts the side network from a checkpoint: `find` looks up `side.*`, `m.side.*`, `v.side.*`.
-    pub fn restore_side(&mut self, config: &SideConfig, optimiser: AdamWConfig, mut find: impl FnMut(&str) -> Option<RawTensor>) -> Result<(), EngineError> {
-        let layout = SideLayout::new(&self.config, config, self.layers.clone())?;
+    pub fn restore_side(&mut self, config: &SideConfig, layers: Range<usize>, optimiser: AdamWConfig, mut find: impl FnMut(&str) -> Option<RawTensor>) -> Result<(), EngineError> {
+        let layout = SideLayout::new(&self.config, config, layers)?;
         let values = flat_from_named(&layout, &mut find)?;
         let m = flat_from_named(&layout, |name| find(&format!("m.{name}")))?;
         let v = flat_from_named(&layout, |name| find(&format!("v.{name}")))?;
@@ -149,6 +144,11 @@ impl StageRuntime {
 
     fn backbone(&self) -> Result<&LlamaStage, EngineError> {
         self.backbone.as_ref().ok_or_else(|| EngineError::BadStage("it holds no frozen weights".into()))
+    }
+
+    /// Width of the residual stream.
+    pub fn width(&self) -> usize {
+        self.config.width
     }
 
     /// Width of the side stream; 0 without a side network.
