@@ -18,7 +18,8 @@ const NEEDED_AFTER: f64 = 0.85;
 /// What the base model may know.
 const ALLOWED_BEFORE: f64 = 0.05;
 
-/// Makes the demo's base model and personal data set; the same arguments give the same files.
+/// Makes the demo's base model and personal data set. The same arguments give the same texts, and on the same kind of
+/// processor the same weights.
 #[derive(Parser)]
 struct Arguments {
     /// Folder to write.
