@@ -7,7 +7,6 @@ import { spawnSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { Swarm } from "./swarm.mjs";
 
 const { values: options } = parseArgs({
   options: {
@@ -27,6 +26,8 @@ const natives = Number(options.native);
 const nodesWanted = pages + natives;
 
 if (!options["no-build"]) build();
+// Only now: the packages it needs are installed by the set-up.
+const { Swarm } = await import("./swarm.mjs");
 const swarm = new Swarm({ profile: options.profile, quiet: !options.verbose });
 let failed = false;
 try {

@@ -1,0 +1,74 @@
+// What a household does to a run: a node is killed, the server is restarted, a node comes late.
+//
+//   barycenter serve (killed and started again)
+//     ├── barycenter node "A"
+//     ├── barycenter node "B"  (killed)
+//     └── barycenter node "C"  (comes late)
+
+import assert from 'node:assert/strict';
+import { after, afterEach, test } from 'node:test';
+import { Harness, until } from './harness.mjs';
+import { Household } from './household.mjs';
+
+const harness = new Harness();
+after(() => harness.close());
+
+let guests = [];
+afterEach(async () => {
+  for (const guest of guests.splice(0)) await guest.end();
+});
+
+/** Every optimiser step exactly once, and the loss fell. */
+function assertWhole(run) {
+  const steps = run.info.epochs * run.info.steps_per_epoch;
+  assert.deepEqual(run.losses.map((point) => point.at), Array.from({ length: steps }, (_, at) => at));
+  assert.ok(run.losses.at(-1).loss < run.losses[0].loss, 'the loss fell');
+}
+
+const done = ({ info }) => info.state === 'done';
+
+test('a node killed while the cache fills is missed, and the others finish', async () => {
+  const household = await Household.start(harness);
+  const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
+  guests = [a];
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 3, exact_match_rows: 0 });
+  await household.untilRun(run, 'the fill epoch is on its way', ({ losses }) => losses.length >= 5);
+  const killed = Date.now();
+  b.kill();
+  await until('B is missed', async () => (await household.snapshot()).nodes.every((node) => node.name !== 'B'), 5_000);
+  console.log(`missed after ${Date.now() - killed} ms`);
+  assertWhole(await household.untilRun(run, 'the run ends', done));
+});
+
+test('a node killed while training from the cache costs no sample', async () => {
+  const household = await Household.start(harness);
+  const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
+  guests = [a];
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 4, exact_match_rows: 0 });
+  await household.untilRun(run, 'a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1);
+  b.kill();
+  const whole = await household.untilRun(run, 'the run ends', done);
+  assertWhole(whole);
+  assert.deepEqual(whole.plan.train.map((share) => share.slots), [{ start: 0, end: 16 }], 'A trains alone');
+});
+
+test('a restarted server resumes the run where it was, and the nodes come back by themselves', async () => {
+  const household = await Household.start(harness);
+  guests = [await household.joinNative('A'), await household.joinNative('B')];
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 4, exact_match_rows: 0 });
+  await household.untilRun(run, 'a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1);
+  household.server.kill();
+  await household.serve();
+  const whole = await household.untilRun(run, 'the run ends', done);
+  assertWhole(whole);
+});
+
+test('a node that comes during a run is used from the next epoch on', async () => {
+  const household = await Household.start(harness);
+  guests = [await household.joinNative('A')];
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 8, exact_match_rows: 0 });
+  await household.untilRun(run, 'the fill epoch is on its way', ({ losses }) => losses.length >= 2);
+  guests.push(await household.joinNative('C'));
+  await household.untilRun(run, 'both train', ({ plan }) => plan.train.length === 2);
+  assertWhole(await household.untilRun(run, 'the run ends', done));
+});
