@@ -66,6 +66,11 @@ export class Household {
     await until(`${name} joins`, async () => (await this.snapshot()).nodes.some((node) => node.name === name), 60_000);
   }
 
+  /** Waits until no node is left: who leaves, or closes the page, is missed within five seconds. */
+  async untilNobody() {
+    await until('everybody is gone', async () => (await this.snapshot()).nodes.length === 0, 5_000);
+  }
+
   /** Calls the server's API; answers parsed JSON, or the bytes of anything else. */
   async api(path, { method = 'GET', body, token = this.token } = {}) {
     const { status, bytes, type } = await this.#send(path, method, body, token);
@@ -133,21 +138,25 @@ export class Household {
     return this.api('/api/runs', { method: 'POST', body });
   }
 
-  /** Waits until the run on show fulfils `check`; fails when it ends badly before. */
-  async untilRun(what, check, millis = 120_000) {
-    return until(
-      what,
-      async () => {
-        const { run, events } = await this.snapshot();
-        if (!run) return undefined;
-        if (check(run)) return run;
-        if (ended.includes(run.info.state)) {
-          throw new Error(`${what}: the run is ${run.info.state} (${run.info.note})\n${events.map((event) => event.text).join('\n')}`);
-        }
-        return undefined;
-      },
-      millis,
-      250,
-    );
+  /** Waits until this run, as `startRun` answered it, fulfils `check`; fails when it ends before. */
+  async untilRun({ run }, what, check, millis = 120_000) {
+    let last;
+    const tell = () => {
+      const nodes = last.nodes.map((node) => `${node.name}: ${node.activity}`);
+      return [`${last.run?.info.state} (${last.run?.info.note})`, ...nodes, ...last.events.map((event) => event.text)].join('\n');
+    };
+    const look = async () => {
+      last = await this.snapshot();
+      if (last.run?.info.run !== run) return undefined;
+      if (check(last.run)) return last.run;
+      if (ended.includes(last.run.info.state)) throw new Error(`${what}: the run has ended\n${tell()}`);
+      return undefined;
+    };
+    try {
+      return await until(what, look, millis, 250);
+    } catch (error) {
+      error.message += last ? `\n${tell()}` : '';
+      throw error;
+    }
   }
 }

@@ -53,11 +53,11 @@ function assertWhole(run, counted) {
 test('two tabs and a native node train together, and the dashboard shows the curve', async () => {
   const { phone: phonePage, tablet } = await threeNodes();
   const dataset = await household.uploadRows(rows);
-  await household.startRun(dataset, { epochs, batch });
-  await household.untilRun('the fill epoch goes on', (run) => run.losses.length > 0);
+  const info = await household.startRun(dataset, { epochs, batch });
+  await household.untilRun(info, 'the fill epoch goes on', (run) => run.losses.length > 0);
   await screenshot(dashboard.page, 'dashboard-fill');
   await screenshot(phonePage.page, 'join-phone-working', { fullPage: true });
-  const run = await household.untilRun('the run ends', ({ info }) => info.state === 'done', 240_000);
+  const run = await household.untilRun(info, 'the run ends', (view) => view.info.state === 'done', 240_000);
 
   assertWhole(run, epochs);
   const [fill, ...cached] = run.epochs;
@@ -68,7 +68,7 @@ test('two tabs and a native node train together, and the dashboard shows the cur
   assert.equal(nodes.length, 3);
   for (const node of nodes) {
     assert.ok(node.counters.links.length > 0, `${node.name} has links to its peers`);
-    assert.ok(node.counters.compute_seconds > 0, `${node.name} computed`);
+    assert.ok(node.counters.compute_seconds > 0, `${node.name} computed: ${JSON.stringify(node)}`);
     assert.equal(node.counters.backbone_bytes, 0, `${node.name} holds no backbone in the train phase`);
   }
   await dashboard.page.getByTestId('curves').locator('canvas').first().waitFor();
@@ -99,10 +99,10 @@ for (const phase of ['fill', 'train']) {
   test(`a tab closed in the ${phase} phase is missed, and the others finish`, async () => {
     const { tablet } = await threeNodes();
     const dataset = await household.uploadRows(rows, `closed-${phase}.jsonl`);
-    await household.startRun(dataset, { epochs, batch });
-    await household.untilRun(`the ${phase} phase goes on`, (run) => run.phase === phase && run.step > 0 && run.info.state === 'running');
+    const info = await household.startRun(dataset, { epochs, batch });
+    await household.untilRun(info, `the ${phase} phase goes on`, (run) => run.phase === phase && run.step > 0 && run.info.state === 'running');
     await tablet.context.close();
-    const run = await household.untilRun('the run ends', ({ info }) => info.state === 'done', 240_000);
+    const run = await household.untilRun(info, 'the run ends', (view) => view.info.state === 'done', 240_000);
     assertWhole(run, epochs);
     assert.deepEqual((await household.snapshot()).nodes.map((node) => node.name).sort(), ['Desktop', 'Phone']);
     await screenshot(dashboard.page, `dashboard-closed-in-${phase}`, { fullPage: true });
