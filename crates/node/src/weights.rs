@@ -60,10 +60,16 @@ impl WeightStore {
         header.extend_from_slice(&incoming.len.to_le_bytes());
         header.extend_from_slice(incoming.name.as_bytes());
         self.file.write_at(incoming.start, &header)?;
-        self.file.flush()?;
         self.index.insert(incoming.name, (incoming.data_at, incoming.len));
         self.end = incoming.data_at + incoming.len;
         Ok(true)
+    }
+}
+
+impl WeightStore {
+    /// Makes what was committed survive the process.
+    pub fn flush(&self) -> Result<(), StorageError> {
+        self.file.flush()
     }
 }
 

@@ -59,6 +59,8 @@ struct Outbox {
     /// `None` while not joined: what is sent then belongs to no session and is dropped.
     queue: Option<VecDeque<FromNode>>,
     has_overflown: bool,
+    /// The node said farewell: the end of the line is no reason to join again.
+    is_leaving: bool,
 }
 
 impl Signalling {
@@ -74,6 +76,7 @@ impl Signalling {
     /// Queues a message; they are posted in order, several at a time. While the node is not joined it is dropped.
     pub fn send(&self, message: FromNode) {
         let mut outbox = self.outbox.borrow_mut();
+        outbox.is_leaving |= matches!(message, FromNode::Leave);
         let Some(queue) = &mut outbox.queue else { return };
         // Only the newest sign of life counts.
         if matches!(message, FromNode::Alive { .. }) {
@@ -115,7 +118,7 @@ async fn stay_joined(http: Http, request: JoinRequest, outbox: Rc<RefCell<Outbox
                 back_off = MIN_BACK_OFF_MILLIS;
                 is_lost = false;
                 http.set_session(Some(reply.session.clone()));
-                *outbox.borrow_mut() = Outbox { queue: Some(VecDeque::new()), has_overflown: false };
+                *outbox.borrow_mut() = Outbox { queue: Some(VecDeque::new()), ..Outbox::default() };
                 let node = reply.node;
                 let _ = events.unbounded_send(SignallingEvent::Joined(reply));
                 let reason = select! {
@@ -123,6 +126,9 @@ async fn stay_joined(http: Http, request: JoinRequest, outbox: Rc<RefCell<Outbox
                     reason = post(&http, node, &outbox, &mut wakes).fuse() => reason,
                 };
                 outbox.borrow_mut().queue = None;
+                if outbox.borrow().is_leaving {
+                    return;
+                }
                 reason
             }
             Err(error) if error.is_worth_a_retry() => error.to_string(),

@@ -13,6 +13,7 @@ use barycenter_model::names::Parts;
 use barycenter_model::{Manifest, ManifestTensor, MemoryTensors, ModelConfig, TensorEntry, hash_bytes};
 use barycenter_protocol::control::{Assignment, RunSpec};
 use barycenter_transport::platform;
+use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
@@ -105,25 +106,38 @@ impl Worker {
         }
         let model = self.model.as_mut().ok_or_else(no_generation)?;
         let parts = wanted(&model.config);
-        let missing: Vec<(String, ManifestTensor)> = model.manifest.entries(&model.config, &parts)?.into_iter().filter(|(name, _)| !model.weights.holds(name)).map(|(name, t)| (name, t.clone())).collect();
-        let total: u64 = missing.iter().map(|(_, t)| t.len_bytes).sum();
+        let missing: Vec<String> = model.manifest.entries(&model.config, &parts)?.into_iter().map(|(name, _)| name).filter(|name| !model.weights.holds(name)).collect();
+        // Neighbours come in one request; a tensor larger than a piece comes in several, so that memory stays bounded.
+        let ranges = model.manifest.ranges(missing.iter().map(String::as_str), PIECE_BYTES)?;
+        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let mut done = 0;
-        for (name, tensor) in missing {
-            let path = format!("/api/models/{}/files/{}", spec.model, tensor.file);
-            let mut incoming = model.weights.begin(&name, tensor.len_bytes);
-            let mut at = 0;
-            while at < tensor.len_bytes {
-                let end = (at + PIECE_BYTES).min(tensor.len_bytes);
-                let piece = self.http.get_range(&path, tensor.offset + at..tensor.offset + end).await?;
-                model.weights.push(&mut incoming, &piece)?;
-                done += end - at;
-                at = end;
-                self.meter.update(|c| c.weights_downloaded_bytes += piece.len() as u64);
-                progress(format!("weights: {:.1} of {:.1} MB", done as f64 / 1e6, total as f64 / 1e6), done as f32 / total.max(1) as f32);
+        for range in ranges {
+            let path = format!("/api/models/{}/files/{}", spec.model, range.file);
+            let mut tensors: Vec<(&str, &ManifestTensor)> = range.tensors.iter().filter_map(|name| Some((name.as_str(), model.manifest.tensors.get(name)?))).collect();
+            tensors.sort_by_key(|(_, tensor)| tensor.offset);
+            let mut buffer = Bytes::new();
+            let mut at = range.start;
+            for (name, tensor) in tensors {
+                let mut incoming = model.weights.begin(name, tensor.len_bytes);
+                let mut left = tensor.len_bytes;
+                while left > 0 {
+                    if buffer.is_empty() {
+                        let end = (at + PIECE_BYTES).min(range.end);
+                        buffer = self.http.get_range(&path, at..end).await?;
+                        done += end - at;
+                        at = end;
+                        self.meter.update(|c| c.weights_downloaded_bytes += buffer.len() as u64);
+                        progress(format!("weights: {:.1} of {:.1} MB", done as f64 / 1e6, total as f64 / 1e6), done as f32 / total.max(1) as f32);
+                    }
+                    let piece = buffer.split_to(buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+                    model.weights.push(&mut incoming, &piece)?;
+                    left -= piece.len() as u64;
+                }
+                if !model.weights.commit(incoming, &tensor.hash)? {
+                    return Err(JobError::Other(format!("the weights of {name} arrived damaged: join again")));
+                }
             }
-            if !model.weights.commit(incoming, &tensor.hash)? {
-                return Err(JobError::Other(format!("the weights of {name} arrived damaged: join again")));
-            }
+            model.weights.flush()?;
         }
         Ok(())
     }
