@@ -15,7 +15,7 @@ mod tensors;
 #[cfg(feature = "tokenizers")]
 pub mod tokenizer;
 
-pub use batch::{MicroBatch, TokenSample};
+pub use batch::TokenSample;
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SUPPORTED_MODEL_TYPES};
 pub use error::ModelError;
 #[cfg(not(target_arch = "wasm32"))]
