@@ -1,6 +1,6 @@
 //! Calls of the server's HTTP API, and its two streams.
 
-import { readLines } from './ndjson';
+import { firstLine, readLines } from './ndjson';
 import { PROTOCOL_VERSION } from './protocol';
 import type {
   ApiErrorBody, AskReply, AskRequest, DatasetInfo, DatasetPreview, Invite, ModelInfo, PlanPreview, RunInfo, RunRequest, RunView, Snapshot, Version,
@@ -71,6 +71,19 @@ export class Api {
         if (refused) return;
         await pause(reconnectMillis(attempt), signal);
       }
+    }
+  }
+
+  /** The newest snapshot alone. */
+  async snapshot(): Promise<Snapshot> {
+    const ended = new AbortController();
+    const response = await this.call('/api/snapshots', { signal: ended.signal });
+    if (!response.body) throw new Error('this browser cannot read a streamed answer');
+    try {
+      const line = await firstLine(response.body);
+      return JSON.parse(line) as Snapshot;
+    } finally {
+      ended.abort();
     }
   }
 

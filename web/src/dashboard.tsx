@@ -103,7 +103,7 @@ function Dashboard({ api, fragment }: { api: Api; fragment: string }): JSX.Eleme
           </section>
         )}
       </div>
-      {showSetup && <Setup api={api} nodes={snapshot.nodes} onStarted={() => setProblem('')} />}
+      {showSetup && <Setup api={api} nodes={snapshot.nodes} links={snapshot.links.length} onStarted={() => setProblem('')} />}
       <Devices snapshot={snapshot} />
       <div class="duo even">
         {run && !showSetup && <Epochs run={run} />}

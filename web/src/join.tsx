@@ -4,7 +4,7 @@ import './styles.css';
 import { render } from 'preact';
 import type { JSX } from 'preact';
 import { useEffect, useReducer, useRef, useState } from 'preact/hooks';
-import { Api, ApiFailure, checkVersion, sentenceOf } from './api';
+import { Api, ApiFailure, checkVersion, sentence, sentenceOf } from './api';
 import { examineBrowser } from './capability';
 import type { Capability, Finding } from './capability';
 import {
@@ -14,8 +14,8 @@ import {
 import { bytes, duration } from './format';
 import { compileNode, keepScreenOn, startStay } from './join/session';
 import type { Stay } from './join/session';
-import { NEW_STAY, doing, fold, peerText, placeOf, promise, testSentence } from './join/state';
-import type { StayView } from './join/state';
+import { NEW_STAY, doing, fold, peerText, placeOf, promise, surroundingsOf, testSentence } from './join/state';
+import type { StayView, Surroundings } from './join/state';
 import type { BackendChoice, NodeEvent } from './node-events';
 import type { RoomKey } from './secret';
 import { findRoomKey } from './secret';
@@ -155,10 +155,11 @@ function Join({ room, wishes }: { room: RoomKey; wishes: Wishes }): JSX.Element 
       </div>
     );
   }
-  return <Inside view={stayView} name={name} noun={noun} fetched={fetched} hidden={hidden} screen={screen} onLeave={leave} onAgain={() => void enter()} />;
+  return <Inside room={room} view={stayView} name={name} noun={noun} fetched={fetched} hidden={hidden} screen={screen} onLeave={leave} onAgain={() => void enter()} />;
 }
 
 function Inside(props: {
+  room: RoomKey;
   view: StayView;
   name: string;
   noun: string;
@@ -169,12 +170,13 @@ function Inside(props: {
   onAgain: () => void;
 }): JSX.Element {
   const { view, name, noun, fetched, screen } = props;
+  const around = useSurroundings(props.room, view);
   if (view.stage === 'over') {
     return (
       <div class="join" data-testid="over">
         <h1>{view.end?.bad ? 'This device dropped out' : view.end?.sentence === 'You left.' ? 'You left the swarm' : 'This device is out of the swarm'}</h1>
         {view.end && (view.end.bad ? <Notice tone="bad">{view.end.sentence}</Notice> : view.end.sentence !== 'You left.' && <p class="lead">{view.end.sentence}</p>)}
-        {view.counters && (
+        {view.counters && view.counters.compute_seconds >= 0.1 && (
           <p class="quiet">
             {name} computed for {duration(view.counters.compute_seconds)}. What it learnt stays with the others.
           </p>
@@ -196,7 +198,7 @@ function Inside(props: {
           {view.stage === 'in' ? 'in the swarm' : view.stage === 'reconnecting' ? 'no contact' : 'joining'}
         </span>
       </div>
-      <h1 data-testid="doing">{doing(view)}</h1>
+      <h1 data-testid="doing">{doing(view, around)}</h1>
       {place && <p class="lead">{place}</p>}
       {progress && (
         <div class="progress" data-testid="progress">
@@ -212,8 +214,8 @@ function Inside(props: {
         </Notice>
       ))}
       {view.counters && <Counts view={view} />}
-      {view.stage === 'in' && <Peers view={view} />}
-      {view.selfTest && <p class="quiet">{testSentence(view.selfTest)} {view.selfTest.backend.reason}</p>}
+      {view.stage === 'in' && <Peers view={view} names={around.names} />}
+      {view.selfTest && <p class="quiet">{testSentence(view.selfTest)} {sentence(view.selfTest.backend.reason)}</p>}
       {screen === 'on' && <p class="quiet">The screen stays on while this page is open.</p>}
       {(screen === 'off' || screen === 'unsupported') && <p class="quiet">This browser cannot keep the screen on: set the {noun} to stay awake.</p>}
       <button type="button" class="large" onClick={props.onLeave} data-testid="leave">
@@ -247,14 +249,14 @@ function Counts({ view }: { view: StayView }): JSX.Element | null {
   );
 }
 
-function Peers({ view }: { view: StayView }): JSX.Element {
+function Peers({ view, names }: { view: StayView; names: ReadonlyMap<number, string> }): JSX.Element {
   const linked = view.peers;
   if (linked.length === 0) return <p class="quiet">No other device is linked yet.</p>;
   return (
     <ul class="peers" data-testid="peers">
       {linked.map((peer) => (
         <li key={peer.peer}>
-          <b>Device {peer.peer}</b> <span class="quiet">{peerText(peer)}</span>
+          <b>{names.get(peer.peer) ?? `Device ${peer.peer}`}</b> <span class="quiet">{peerText(peer)}</span>
         </li>
       ))}
     </ul>
@@ -287,6 +289,36 @@ async function openDoor(room: RoomKey, backend: BackendChoice): Promise<Door> {
     return { kind: 'closed', capability: null, sentence: sentenceOf(error), canReload: !refused };
   }
   return { kind: 'open', capability };
+}
+
+/** How often the join page looks at the whole swarm: only for names and for whether a run goes on without it. */
+const LOOK_MILLIS = 4000;
+
+/** What goes on around this device; asked for rarely and only while the page is looked at, to leave the device its time. */
+function useSurroundings(room: RoomKey, view: StayView): Surroundings {
+  const [around, setAround] = useState<Surroundings>(() => surroundingsOf(null, null));
+  const inside = view.stage === 'in';
+  const known = view.peers.every((peer) => around.names.has(peer.peer));
+  useEffect(() => {
+    if (!inside) return undefined;
+    let current = true;
+    const look = async (): Promise<void> => {
+      if (document.visibilityState === 'hidden') return;
+      try {
+        const snapshot = await (await Api.open(room.secret)).snapshot();
+        if (current) setAround(surroundingsOf(snapshot, view.node));
+      } catch {
+        // The node itself reports a lost server.
+      }
+    };
+    void look();
+    const timer = setInterval(() => void look(), LOOK_MILLIS);
+    return () => {
+      current = false;
+      clearInterval(timer);
+    };
+  }, [inside, view.node, known]);
+  return around;
 }
 
 /** Whether the page was hidden within the last ten seconds: the warning must be readable after coming back. */

@@ -27,3 +27,16 @@ export async function readLines(body: ReadableStream<Uint8Array>, onLine: (line:
     reader.releaseLock();
   }
 }
+
+/** The first line of the body; rejects when it ends before. */
+export async function firstLine(body: ReadableStream<Uint8Array>): Promise<string> {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  const splitter = new LineSplitter();
+  for (;;) {
+    const { done, value } = await reader.read();
+    const line = splitter.push(decoder.decode(value, { stream: !done }))[0];
+    if (line !== undefined) return line;
+    if (done) throw new Error('the server closed the connection');
+  }
+}

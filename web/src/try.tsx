@@ -167,7 +167,7 @@ export function tunedRuns(runs: readonly RunInfo[]): RunInfo[] {
 
 function runLabel(info: RunInfo): string {
   const result = info.exact_match_after != null ? `, ${percent(info.exact_match_after)} right` : info.state === 'done' ? '' : `, ${info.state}`;
-  return `Run ${info.run}: ${info.model} on ${info.dataset}, ${dateTime(info.started_at)}${result}`;
+  return `Run ${info.run}${result}: ${info.dataset}, ${dateTime(info.started_at)}`;
 }
 
 async function main(): Promise<void> {

@@ -230,7 +230,7 @@ test('a_stay_is_told_by_its_events', () => {
   assert.equal(view.stage, 'in');
   assert.equal(view.peers.length, 1);
   assert.equal(view.progress.fraction, 0.5);
-  assert.equal(join.doing(view), 'Filling the cache');
+  assert.equal(join.doing(view, join.surroundingsOf(null, null)), 'Filling the cache');
   assert.equal(join.placeOf(view), 'Layers 1–3 · epoch 1 of 3 · step 2 of 10');
   assert.equal(join.fold(view, { type: 'progress', text: '', fraction: 1 }).progress, null);
   assert.equal(join.fold(view, { type: 'reconnecting', reason: 'no answer', attempt: 2 }).stage, 'reconnecting');

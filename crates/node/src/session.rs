@@ -252,7 +252,7 @@ impl Session<'_> {
             }
             ToNode::Pause => activity.text = "paused".into(),
             ToNode::Resume => activity.text = "going on".into(),
-            ToNode::Abort { .. } => *activity = Activity { text: "waiting for a new plan".into(), ..Activity::default() },
+            ToNode::Abort { .. } => *activity = Activity { text: "waiting for work".into(), ..Activity::default() },
             _ => return,
         }
         self.shell.say(NodeEvent::Activity(activity.clone()));

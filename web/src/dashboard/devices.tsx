@@ -1,6 +1,7 @@
 //! One card per device: what it does, on what, how its time is spent, what it holds and sends.
 
 import type { JSX } from 'preact';
+import { sentence } from '../api';
 import { bytes, duration, gflops, layers as layerText, percent } from '../format';
 import type { NodeView, Snapshot } from '../protocol';
 import { backendName, busyShare } from '../story';
@@ -34,10 +35,10 @@ function Device({ node }: { node: NodeView }): JSX.Element {
         <h3>{node.name}</h3>
         <span class={`chip ${node.backend.kind === 'webgpu' ? 'gpu' : 'cpu'}`}>{backendName(node.backend.kind)}</span>
       </div>
-      <p class="device-doing">{node.activity || 'idle'}</p>
+      <p class="device-doing">{node.activity.charAt(0).toUpperCase() + node.activity.slice(1) || 'Idle'}</p>
       {node.progress != null && node.progress < 1 && <Meter fraction={node.progress} label={node.activity} />}
       <p class="device-why">
-        {node.kind === 'browser' ? 'Browser' : 'Native program'}, {node.backend.description}, {gflops(node.gflops)}. {node.backend.reason}
+        {node.kind === 'browser' ? 'Browser' : 'Native program'}, {node.backend.description}, {gflops(node.gflops)}. {sentence(node.backend.reason)}
       </p>
       <dl class="facts">
         <div class="wide">

@@ -16,7 +16,7 @@ const PLAN_DELAY_MILLIS = 350;
 
 type PlanState = { kind: 'none' } | { kind: 'asking' } | { kind: 'ready'; preview: PlanPreview; request: RunRequest } | { kind: 'refused'; sentence: string };
 
-export function Setup({ api, nodes, onStarted }: { api: Api; nodes: NodeView[]; onStarted: () => void }): JSX.Element {
+export function Setup({ api, nodes, links, onStarted }: { api: Api; nodes: NodeView[]; links: number; onStarted: () => void }): JSX.Element {
   const [models, setModels] = useState<ModelInfo[] | null>(null);
   const [datasets, setDatasets] = useState<DatasetInfo[] | null>(null);
   const [model, setModel] = useState('');
@@ -39,7 +39,8 @@ export function Setup({ api, nodes, onStarted }: { api: Api; nodes: NodeView[]; 
 
   const parsed = requestOf(model, dataset, texts);
   const requestKey = JSON.stringify(parsed);
-  const swarmKey = nodes.map((node) => `${node.node}:${Math.round(node.gflops)}`).join();
+  // A device is planned with once its links are up, so the plan is asked for again then.
+  const swarmKey = `${links}:` + nodes.map((node) => `${node.node}:${Math.round(node.gflops)}`).join();
   useEffect(() => {
     if (!model || !dataset || nodes.length === 0 || 'problem' in parsed) {
       setPlan({ kind: 'none' });

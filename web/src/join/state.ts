@@ -3,7 +3,7 @@
 import { sentence } from '../api';
 import { bytes, gflops, layers as layerText, rate } from '../format';
 import type { NodeEvent } from '../node-events';
-import type { BackendReport, Counters } from '../protocol';
+import type { BackendReport, Counters, Snapshot } from '../protocol';
 
 /** A link to a peer. */
 export interface Peer {
@@ -85,10 +85,27 @@ export function promise(noun: string, backend: 'cpu' | 'gpu', memoryBudgetBytes:
   return `This ${noun} will hold a few layers of the model and train them ${on}, in at most ${bytes(memoryBudgetBytes)} of memory.`;
 }
 
+/** What the device's own events do not tell. */
+export interface Surroundings {
+  /** Names of the devices by their id. */
+  names: ReadonlyMap<number, string>;
+  /** Whether a run goes on in which this device has no part. */
+  resting: boolean;
+}
+
+/** The surroundings of `node` in a snapshot. */
+export function surroundingsOf(snapshot: Snapshot | null, node: number | null): Surroundings {
+  const names = new Map((snapshot?.nodes ?? []).map((other) => [other.node, other.name]));
+  const own = snapshot?.nodes.find((other) => other.node === node);
+  const planned = snapshot?.run?.info.state === 'running' && snapshot.run.plan != null;
+  return { names, resting: planned && own !== undefined && !own.layers && !own.train_slots };
+}
+
 /** What this device does now, in one sentence. */
-export function doing(view: StayView): string {
+export function doing(view: StayView, around: Surroundings): string {
   if (view.stage === 'reconnecting') return 'Looking for the home server';
   const { activity } = view;
+  if (around.resting && view.stage === 'in' && !activity?.phase) return 'Resting: the others are faster without help';
   if (!activity) return view.stage === 'in' ? 'Waiting for a run to start' : 'Getting ready';
   return activity.text.charAt(0).toUpperCase() + activity.text.slice(1);
 }
