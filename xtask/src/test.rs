@@ -208,6 +208,9 @@ fn files_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// A test that hangs ends after ten minutes: the slowest take two on two busy cores.
+const TEST_TIMEOUT: &str = "--test-timeout=600000";
+
 /// `node --test` over the test files of a folder, one file at a time: two cores carry one browser.
 fn node_tests(folder: &Path) -> Result<Count> {
     let files = files_ending(folder, ".test.mjs")?;
@@ -215,7 +218,7 @@ fn node_tests(folder: &Path) -> Result<Count> {
         bail!("{} holds no test", folder.display());
     }
     counted(
-        command("node", ["--test", "--test-reporter=spec", "--test-concurrency=1"]).args(files),
+        command("node", ["--test", "--test-reporter=spec", "--test-concurrency=1", TEST_TIMEOUT]).args(files),
         "the tests in Node.js",
     )
 }
