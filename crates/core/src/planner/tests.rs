@@ -168,13 +168,12 @@ proptest! {
 }
 
 #[test]
-fn four_devices_and_a_deep_model_are_planned_quickly() {
+fn a_deep_model_on_four_devices_is_planned_whole() {
     let mut d = dimensions();
     (d.layers, d.width, d.ffn_width) = (32, 2048, 8192);
     let m = household((1..=4).map(|i| device(i, 40.0 * f64::from(i), 3 * GB + u64::from(i) * GB)).collect(), 3.0, 2e7);
-    let began = std::time::Instant::now();
-    plan(&model_cost(&d), &m, 16, &options()).expect("a plan");
-    // the paper plans in < 3 s on an edge device; here a test build on a busy machine
-    assert!(began.elapsed().as_secs_f64() < 10.0, "{:?}", began.elapsed());
-    eprintln!("planned in {:?}", began.elapsed());
+    let plan = plan(&model_cost(&d), &m, 16, &options()).expect("a plan");
+    let held: u32 = plan.stages.iter().map(|stage| stage.layers.end - stage.layers.start).sum();
+    assert_eq!(held, 32, "every layer has an owner");
+    assert!(plan.fill_step_seconds <= plan.single_device_fill_step_seconds);
 }
