@@ -111,7 +111,7 @@ pub struct Plan {
     pub fill_step_seconds: f64,
     /// Predicted seconds of one train step.
     pub train_step_seconds: f64,
-    /// Predicted seconds of a fill step on the best single device.
+    /// Predicted seconds of a fill step on the best single device; 0 if the job fits on none alone.
     pub single_device_fill_step_seconds: f64,
     /// A sentence per device.
     pub reasons: Vec<DeviceReason>,

@@ -175,5 +175,9 @@ fn a_deep_model_on_four_devices_is_planned_whole() {
     let plan = plan(&model_cost(&d), &m, 16, &options()).expect("a plan");
     let held: u32 = plan.stages.iter().map(|stage| stage.layers.end - stage.layers.start).sum();
     assert_eq!(held, 32, "every layer has an owner");
-    assert!(plan.fill_step_seconds <= plan.single_device_fill_step_seconds);
+    assert_eq!(plan.single_device_fill_step_seconds, 0.0, "it fits on none of them alone");
+    for reason in &plan.reasons {
+        let budget = m.devices.iter().find(|d| d.node == reason.node).map(|d| d.memory_budget_bytes);
+        assert!(Some(reason.fill_memory_bytes) <= budget, "{}", reason.reason);
+    }
 }
