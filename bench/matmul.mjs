@@ -49,7 +49,7 @@ const tensorflow = `
 const worker = `
   import { measure } from '/tensorflow.js';
   const node = await import('/assets/node.js');
-  await node.default();
+  await node.default({ module_or_path: '/assets/node_bg.wasm' });
   onmessage = async ({ data: [whose, backend] }) => {
     try {
       postMessage(whose === 'ours' ? (await node.self_test(backend)).gflops : await measure(backend));

@@ -1,5 +1,6 @@
 //! The barycenter program: serve, node, train, generate, verify.
 
+mod bench;
 mod generate;
 mod node;
 mod serve;
@@ -30,6 +31,9 @@ enum Command {
     Generate(generate::Options),
     /// Compares what the engine computes with the references in a golden folder; fails where one is above tolerance.
     Verify(verify::Options),
+    /// Measures what the method is compared with.
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 /// Which back end computes.
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Command::Train(options) => train::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Verify(options) => verify::run(&options),
+        Command::Bench(command) => bench::run(&command),
     };
     match result {
         Ok(code) => code,

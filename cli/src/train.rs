@@ -32,7 +32,7 @@ type Entries = Vec<Vec<u8>>;
 pub struct Options {
     /// Model folder (config.json, model.safetensors, tokenizer.json; demo.json may recommend hyper-parameters).
     #[arg(long)]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     /// Training rows: .jsonl, .csv, .tsv or .txt.
     #[arg(long)]
     data: PathBuf,
@@ -44,7 +44,7 @@ pub struct Options {
     out: Option<PathBuf>,
     /// Which back end computes.
     #[arg(long, default_value = "auto")]
-    device: crate::Device,
+    pub(crate) device: crate::Device,
     /// Epochs, the fill epoch included.
     #[arg(long)]
     epochs: Option<u32>,
@@ -56,7 +56,7 @@ pub struct Options {
     batch: Option<u32>,
     /// Peak learning rate.
     #[arg(long)]
-    learning_rate: Option<f64>,
+    pub(crate) learning_rate: Option<f64>,
     /// Warm-up steps.
     #[arg(long)]
     warmup_steps: Option<u32>,
@@ -65,16 +65,16 @@ pub struct Options {
     seed: Option<u64>,
     /// Held-out prompts answered before and after.
     #[arg(long, default_value_t = 100)]
-    exact_match_rows: usize,
+    pub(crate) exact_match_rows: usize,
     /// Write losses, times and results as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
 /// Rows and their tokens: training first.
-struct Data {
+pub(crate) struct Data {
     rows: Vec<Row>,
-    samples: Vec<Sequence>,
+    pub(crate) samples: Vec<Sequence>,
     train: usize,
 }
 
@@ -177,11 +177,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-fn read(options: &Options, tokenizer: &TextTokenizer, context: usize) -> Result<Data> {
+pub(crate) fn read(options: &Options, tokenizer: &TextTokenizer, context: usize) -> Result<Data> {
     let load = |path: &Path| -> Result<Vec<Row>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let format = DataFormat::from_name(&name).with_context(|| format!("{name} is of no known kind: .jsonl, .csv, .tsv or .txt"))?;
+        let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read: give a .jsonl, .csv, .tsv or .txt file that exists", path.display()))?;
+        let format = DataFormat::from_name(&name)?;
         Ok(read_rows(&name, &bytes, format)?)
     };
     let all = load(&options.data)?;
@@ -209,12 +209,16 @@ fn read(options: &Options, tokenizer: &TextTokenizer, context: usize) -> Result<
     Ok(data)
 }
 
-fn spec(options: &Options, config: &ModelConfig, data: &Data) -> Result<RunSpec> {
+pub(crate) fn spec(options: &Options, config: &ModelConfig, data: &Data) -> Result<RunSpec> {
     let path = options.model.join("demo.json");
     let recommended: Recommendation = match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?,
         Err(_) => Recommendation::default(),
     };
+    for (value, name) in [(options.batch, "--batch"), (options.epochs, "--epochs"), (options.reduction, "--reduction")] {
+        ensure!(value != Some(0), "{name} is 0: give 1 or more, or leave it out");
+    }
+    ensure!(options.learning_rate.is_none_or(|rate| rate.is_finite() && rate > 0.0), "--learning-rate must be a number above 0");
     let batch = options.batch.or(recommended.batch).unwrap_or(16).clamp(1, data.train as u32);
     let epochs = options.epochs.or(recommended.epochs).unwrap_or(3).max(1);
     let steps = (data.train as u32).div_ceil(batch) * epochs;
@@ -253,7 +257,7 @@ async fn evaluate(runtime: &mut StageRuntime, data: &Data, cache: &[Entries], ba
 }
 
 /// Share of held-out rows answered exactly, and the first answer.
-async fn answers(model: &LlamaStage, side: Option<&Side>, data: &Data, tokenizer: &TextTokenizer, config: &ModelConfig, rows: usize) -> Result<(f64, String)> {
+pub(crate) async fn answers(model: &LlamaStage, side: Option<&Side>, data: &Data, tokenizer: &TextTokenizer, config: &ModelConfig, rows: usize) -> Result<(f64, String)> {
     let rows: Vec<&Row> = data.rows[data.train..].iter().take(rows).collect();
     let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.prompt)).collect::<Result<Vec<_>, _>>()?;
     let limits = GenerateOptions { max_new_tokens: 96, stop: config.eos.clone() };
