@@ -141,7 +141,7 @@ function roleOf(plan, id) {
 function printPlan(plan, nodes) {
   const name = (id) => nodes.find((node) => node.node === id)?.name ?? `node ${id}`;
   console.log(`\nPlan: fill in ${plan.stages.length} stage${plan.stages.length === 1 ? "" : "s"}, ${plan.micro_batches} micro-batches; then ${plan.train.length} device${plan.train.length === 1 ? "" : "s"} data-parallel from the cache`);
-  plan.stages.forEach((stage, i) => console.log(`  stage ${i}: layers ${stage.layers.start}–${stage.layers.end - 1} on ${stage.members.map((m) => name(m.node)).join(" + ")}`));
+  plan.stages.forEach((stage, i) => console.log(`  stage ${i}: layers ${stage.layers.start + 1}–${stage.layers.end} on ${stage.members.map((m) => name(m.node)).join(" + ")}`));
   for (const reason of plan.reasons) console.log(`  ${name(reason.node)}: ${reason.reason}`);
   console.log("\nEpoch  phase  seconds    loss  backbone s  side s  wait s");
 }

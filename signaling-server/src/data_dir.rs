@@ -22,6 +22,18 @@ impl DataDir {
         Ok(this)
     }
 
+    /// Keeps other servers out for as long as the file is open. Where the system knows no locks, nobody is kept out.
+    ///
+    /// # Errors
+    /// [`ServerError::DataDirInUse`] if one is in.
+    pub fn lock(&self) -> Result<std::fs::File, ServerError> {
+        let file = std::fs::File::create(self.root.join("lock")).map_err(|error| self.error(&error))?;
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => Err(ServerError::DataDirInUse { path: self.root.display().to_string() }),
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(file),
+        }
+    }
+
     /// `BARYCENTER_DATA`, else `~/.local/share/barycenter`, else `./barycenter-data`.
     pub fn default_path() -> PathBuf {
         if let Some(path) = std::env::var_os("BARYCENTER_DATA").filter(|p| !p.is_empty()) {
@@ -137,5 +149,15 @@ mod tests {
         let second = DataDir::open(folder.path()).unwrap();
         assert_eq!(second.secret().unwrap(), secret);
         assert_eq!(second.port(), Some(4711));
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused_until_it_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(folder.path()).unwrap();
+        let held = data.lock().unwrap();
+        assert!(matches!(data.lock(), Err(ServerError::DataDirInUse { .. })));
+        drop(held);
+        data.lock().unwrap();
     }
 }

@@ -18,12 +18,18 @@ pub enum ServerError {
     },
     /// The data base cannot be opened or read.
     #[error("the data base in the data folder could not be used ({0}): move barycenter.sqlite3 away to start anew")]
-    Database(#[from] rusqlite::Error),
+    Database(String),
+    /// Another server runs over the same folder.
+    #[error("the data folder {path} is in use by a server that runs: end that one first, or choose another folder with --data")]
+    DataDirInUse {
+        /// Path.
+        path: String,
+    },
     /// Certificate or key cannot be used.
     #[error("the certificate could not be used ({0}): give a PEM certificate chain and its PEM key with --cert and --key")]
     Certificate(String),
     /// The port is taken or forbidden.
-    #[error("the address {address} could not be listened on ({reason}): another program uses it, choose another port with --port")]
+    #[error("the address {address} could not be listened on ({reason}): choose another with --listen, as in --listen 0.0.0.0:8443, or leave it out to get a free one")]
     Listen {
         /// Address.
         address: String,
@@ -39,6 +45,12 @@ pub enum ServerError {
     /// The system's random numbers failed.
     #[error("the system gave no random numbers ({0}): the room secret cannot be made without them")]
     Random(String),
+}
+
+impl From<rusqlite::Error> for ServerError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error.to_string())
+    }
 }
 
 /// An answer that says what went wrong.

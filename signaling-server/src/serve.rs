@@ -59,6 +59,8 @@ pub struct RunningServer {
     host: HostHandle,
     handle: axum_server::Handle<SocketAddr>,
     task: JoinHandle<std::io::Result<()>>,
+    /// Held, never read.
+    _lock: std::fs::File,
 }
 
 impl RunningServer {
@@ -116,6 +118,7 @@ impl Drop for RunningServer {
 /// Starts a server; it answers when this returns.
 pub async fn serve(config: ServerConfig) -> Result<RunningServer, ServerError> {
     let data = DataDir::open(&config.data_dir)?;
+    let lock = data.lock()?;
     let secret = data.secret()?;
     let addresses: Vec<_> = address::local_addresses();
     let ips: Vec<IpAddr> = addresses.iter().map(|a| a.ip).collect();
@@ -166,7 +169,7 @@ pub async fn serve(config: ServerConfig) -> Result<RunningServer, ServerError> {
     let acceptor = RustlsAcceptor::new(tls.config).acceptor(NoDelayAcceptor::new());
     let server = axum_server::from_tcp(listener).map_err(failed)?.acceptor(acceptor).handle(handle.clone());
     let task = tokio::spawn(server.serve(router.into_make_service()));
-    Ok(RunningServer { address, invitation, host, handle, task })
+    Ok(RunningServer { address, invitation, host, handle, task, _lock: lock })
 }
 
 /// A listener on the wished port; for port 0 on the kept one if it is free.

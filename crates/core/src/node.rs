@@ -174,7 +174,7 @@ impl Node {
     /// What it does now, for people, and the part of it done (0 … 1) where that is known.
     pub fn activity(&self) -> (String, Option<f32>) {
         let Some(active) = &self.active else { return ("idle".into(), None) };
-        let layers = || active.setup.part.as_ref().map_or(String::new(), |p| format!("stage {}, layers {}–{}", p.stage + 1, p.layers.start, p.layers.end.saturating_sub(1)));
+        let layers = || active.setup.part.as_ref().map_or(String::new(), |p| format!("stage {}, layers {}–{}", p.stage + 1, p.layers.start + 1, p.layers.end));
         match &active.doing {
             Doing::Preparing => ("getting ready".into(), None),
             Doing::Idle | Doing::Releasing(_) | Doing::Counting(_) => ("ready".into(), None),

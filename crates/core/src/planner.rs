@@ -186,7 +186,7 @@ fn reason(costs: &Costs, fill: &Candidate, train: &TrainChoice, single: f64, d: 
         Some((_, s, _)) if count == 1 && s.members.len() == 1 => format!("{} ({speed}) holds all {} layers", device.name, s.to),
         Some((i, s, slots)) => {
             let share = if s.members.len() > 1 { format!(" for {slots} of {} samples", costs.batch) } else { String::new() };
-            format!("{} ({speed}) holds layers {}–{}{share} as stage {} of {count}, {} of its {}", device.name, s.from, s.to - 1, i + 1, human_bytes(fill_memory_bytes), human_bytes(device.memory_budget_bytes))
+            format!("{} ({speed}) holds layers {}–{}{share} as stage {} of {count}, {} of its {}", device.name, s.from + 1, s.to, i + 1, human_bytes(fill_memory_bytes), human_bytes(device.memory_budget_bytes))
         }
         None if costs.group_fits(d) => format!("{} ({speed}) holds no layers: it would slow the others down", device.name),
         None => format!("{} holds no layers: its {} of memory take none beside the others", device.name, human_bytes(device.memory_budget_bytes)),

@@ -30,6 +30,12 @@ pub enum ModelError {
         /// The ones that run.
         supported: String,
     },
+    /// There is no such folder.
+    #[error("the model folder {folder} does not exist: give a folder with config.json, model.safetensors (or its index and parts) and tokenizer.json")]
+    NoFolder {
+        /// The folder.
+        folder: String,
+    },
     /// The folder lacks a file.
     #[error("the model folder {folder} has no {file}: copy it there, a folder needs config.json, model.safetensors (or its index and parts) and tokenizer.json")]
     MissingFile {

@@ -150,6 +150,9 @@ pub(crate) fn read_text(folder: &Path, name: &str) -> Result<String, ModelError>
 }
 
 fn missing(folder: &Path, file: &str) -> ModelError {
+    if !folder.is_dir() {
+        return ModelError::NoFolder { folder: folder.display().to_string() };
+    }
     ModelError::MissingFile { folder: folder.display().to_string(), file: file.to_string() }
 }
 

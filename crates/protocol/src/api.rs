@@ -235,7 +235,7 @@ pub struct NodeView {
     pub memory_budget_bytes: u64,
     /// Latest counters.
     pub counters: Counters,
-    /// What it does now, for people: "stage 1, layers 0–2", "fetching weights", "idle".
+    /// What it does now, for people: "stage 1, layers 1–3", "fetching weights", "idle".
     pub activity: String,
     /// Progress of that, 0 … 1, where there is one.
     pub progress: Option<f32>,

@@ -91,7 +91,11 @@ impl Invitation {
         }
         let value = |key: &str| fragment.split('&').find_map(|p| p.strip_prefix(key));
         let secret = value("k=").and_then(RoomSecret::parse).ok_or("the room secret in the address is damaged: it is 32 hexadecimal digits after '#k='")?;
-        Ok(Self { origin: format!("https://{host}"), secret, certificate_sha256: value("c=").map(str::to_owned) })
+        let certificate_sha256 = value("c=").map(str::to_owned);
+        if certificate_sha256.as_ref().is_some_and(|hash| hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit())) {
+            return Err("the certificate's hash in the address is damaged: it is 64 hexadecimal digits after '&c=', copy the whole line that the server printed".into());
+        }
+        Ok(Self { origin: format!("https://{host}"), secret, certificate_sha256 })
     }
 
     /// The URL to scan, with the join page's path.
@@ -113,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_damaged_invitation_is_refused_with_a_sentence() {
-        for url in ["https://a:1/join", "http://a:1/#k=00", "https:///#k=00", "https://a:1/#k=xyz"] {
+        for url in ["https://a:1/join", "http://a:1/#k=00", "https:///#k=00", "https://a:1/#k=xyz", "https://a:1/#k=00000000000000000000000000000000&c=ab"] {
             assert!(Invitation::parse(url).unwrap_err().len() > 20, "{url}");
         }
     }

@@ -21,6 +21,9 @@ mod imp;
 /// Longest line of a JSON-lines stream: an assignment with the sizes of a million samples fits.
 const MAX_LINE_BYTES: usize = 64 * 1024 * 1024;
 
+/// The certificate is another one than the invitation's; waiting does not change that.
+const WRONG_CERTIFICATE: &str = "the server's certificate is not the one of the invitation: scan or copy the address anew";
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpError {
@@ -46,6 +49,10 @@ pub enum HttpError {
     /// The invitation or the platform does not allow a client at all.
     #[error("{0}")]
     SetUp(String),
+}
+
+fn unreached(reason: String) -> HttpError {
+    if reason.contains(WRONG_CERTIFICATE) { HttpError::SetUp(WRONG_CERTIFICATE.into()) } else { HttpError::Network(reason) }
 }
 
 impl HttpError {
@@ -186,7 +193,7 @@ impl Http {
         headers.push(("authorization", format!("Bearer {}", self.shared.token)));
         headers.extend(self.shared.session.borrow().clone().map(|session| ("x-barycenter-session", session)));
         let request = Request { method, url: format!("{}{path}", self.shared.origin), headers, body };
-        let response = self.shared.client.send(request).await.map_err(HttpError::Network)?;
+        let response = self.shared.client.send(request).await.map_err(unreached)?;
         if (200..300).contains(&response.status) {
             return Ok(response);
         }

@@ -14,6 +14,8 @@ use std::task::{Context, Poll};
 
 /// The server pings each second; after so long without a line the stream is dead.
 const SILENCE_MILLIS: u32 = 5_000;
+/// Tries of a node that was never in, about eight seconds: then the address is wrong rather than the server busy.
+const FIRST_TRIES: u32 = 6;
 /// First wait before another try; doubled up to [`MAX_BACK_OFF_MILLIS`].
 const MIN_BACK_OFF_MILLIS: u32 = 250;
 /// A restarted server is found again after at most so long.
@@ -35,7 +37,7 @@ pub enum SignallingEvent {
         /// A sentence for people.
         reason: String,
     },
-    /// The server does not want this node (wrong secret, other version, bad request); it is not tried again.
+    /// The server does not want this node (wrong secret, other version, bad request), or was not there when the node first came; it is not tried again.
     Refused {
         /// A sentence for people.
         reason: String,
@@ -111,12 +113,14 @@ type Events = mpsc::UnboundedSender<SignallingEvent>;
 async fn stay_joined(http: Http, request: JoinRequest, outbox: Rc<RefCell<Outbox>>, mut wakes: mpsc::UnboundedReceiver<()>, events: Events) {
     let mut back_off = MIN_BACK_OFF_MILLIS;
     let mut is_lost = false;
+    let mut tries_left = Some(FIRST_TRIES);
     while !events.is_closed() {
         http.set_session(None);
         let reason = match join(&http, &request).await {
             Ok(reply) => {
                 back_off = MIN_BACK_OFF_MILLIS;
                 is_lost = false;
+                tries_left = None;
                 http.set_session(Some(reply.session.clone()));
                 *outbox.borrow_mut() = Outbox { queue: Some(VecDeque::new()), ..Outbox::default() };
                 let node = reply.node;
@@ -131,7 +135,10 @@ async fn stay_joined(http: Http, request: JoinRequest, outbox: Rc<RefCell<Outbox
                 }
                 reason
             }
-            Err(error) if error.is_worth_a_retry() => error.to_string(),
+            Err(error) if error.is_worth_a_retry() && tries_left != Some(1) => {
+                tries_left = tries_left.map(|left| left - 1);
+                error.to_string()
+            }
             Err(error) => {
                 let _ = events.unbounded_send(SignallingEvent::Refused { reason: error.to_string() });
                 return;

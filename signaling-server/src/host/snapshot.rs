@@ -48,10 +48,11 @@ impl Host {
             (None, None) => "idle".into(),
             (None, Some(run)) if run.finishing => "idle".into(),
             (None, Some(run)) => match (run.phase, &stage, slots) {
+                (_, None, None) if plan.is_some_and(|plan| plan.reasons.iter().any(|reason| reason.node == id)) => "rests, the others are faster without help".into(),
                 (_, None, None) => "waits for the next epoch".into(),
                 (None, ..) => "gets ready".into(),
                 (Some(PhaseKind::Fill | PhaseKind::Refill), Some((at, stage)), _) => {
-                    format!("stage {}, layers {}–{}", at + 1, stage.layers.start, stage.layers.end.saturating_sub(1))
+                    format!("stage {}, layers {}–{}", at + 1, stage.layers.start + 1, stage.layers.end)
                 }
                 (Some(PhaseKind::Redistribute), ..) => "moves cache entries".into(),
                 (Some(PhaseKind::Train), _, Some((start, end))) => format!("trains on {} of every {} samples", end - start, run.stored.spec.batch),

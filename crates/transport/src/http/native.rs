@@ -64,7 +64,7 @@ impl ServerCertVerifier for Pinned {
         if sha256_hex(certificate).eq_ignore_ascii_case(&self.sha256) {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(Error::General("the server's certificate is not the one of the invitation: scan or copy the address anew".into()))
+        Err(Error::General(super::WRONG_CERTIFICATE.into()))
     }
 
     fn verify_tls12_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signature: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
