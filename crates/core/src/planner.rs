@@ -54,7 +54,7 @@ pub enum PlanError {
         missing_bytes: u64,
     },
     /// Not enough storage.
-    #[error("the cache of this run takes {}, and the devices offer to store {}: join another device, or choose less data", human_bytes(*needed_bytes), human_bytes(*offered_bytes))]
+    #[error("the cache of this run takes {}, and the devices with memory for a part of the model offer to store {}: join a device with more storage, or choose less data", human_bytes(*needed_bytes), human_bytes(*offered_bytes))]
     Storage {
         /// Needed.
         needed_bytes: u64,
@@ -89,12 +89,12 @@ pub fn plan(cost: &ModelCost, measurements: &Measurements, batch: u32, options: 
     measurements.devices.sort_by_key(|d| d.node);
     let costs = Costs::new(cost, &measurements, batch, options);
     let all: Vec<_> = (0..costs.devices.len()).collect();
-    let train = best_train(&costs, &all).ok_or_else(|| train_error(&costs))?;
+    let train = best_train(&costs, &all).ok_or_else(|| space_error(&costs, costs.train_fixed_bytes() + costs.train_sample_bytes()))?;
     let wanted = (options.min_stages.max(1) as usize).min(all.len()).min(costs.layers());
     let fill = (options.use_all_nodes.then(|| best_pipeline(&costs, &all, wanted, false)).flatten())
         .or_else(|| best_pipeline(&costs, &all, wanted, true))
         .or_else(|| best_pipeline(&costs, &all, 1, true))
-        .ok_or_else(|| memory_error(&costs, costs.fill_fixed_bytes(0, costs.layers()) + costs.fill_sample_bytes(0, costs.layers())))?;
+        .ok_or_else(|| space_error(&costs, costs.fill_fixed_bytes(0, costs.layers()) + costs.fill_sample_bytes(0, costs.layers())))?;
     let single = all.iter().filter_map(|d| best_pipeline(&costs, &[*d], 1, true)).map(|c| c.seconds).fold(f64::INFINITY, f64::min);
     Ok(describe(&costs, fill, train, single))
 }
@@ -116,15 +116,7 @@ fn best_train(costs: &Costs, all: &[usize]) -> Option<TrainChoice> {
 fn train_choice(costs: &Costs, mut set: Vec<usize>) -> Option<TrainChoice> {
     set.sort();
     let speeds: Vec<_> = set.iter().map(|d| costs.devices[*d].gflops.max(1e-3)).collect();
-    let caps: Vec<u32> = set
-        .iter()
-        .map(|d| {
-            let device = &costs.devices[*d];
-            let by_memory = device.memory_budget_bytes.checked_sub(costs.train_fixed_bytes()).map_or(0, |free| free / costs.train_sample_bytes().max(1));
-            let per_slot = costs.options.cache_bytes.div_ceil(u64::from(costs.batch)).max(1);
-            u32::try_from(by_memory.min(device.storage_budget_bytes / per_slot)).unwrap_or(u32::MAX)
-        })
-        .collect();
+    let caps: Vec<u32> = set.iter().map(|d| costs.train_slots(*d)).collect();
     let slots = shares(&speeds, &caps, costs.batch, costs.options.use_all_nodes)?;
     let members: Vec<_> = set.iter().copied().zip(slots).collect();
     let slowest = members.iter().map(|&(d, slots)| costs.train_seconds(d, f64::from(slots))).fold(0.0, f64::max);
@@ -132,12 +124,14 @@ fn train_choice(costs: &Costs, mut set: Vec<usize>) -> Option<TrainChoice> {
     Some(TrainChoice { members, seconds })
 }
 
-fn train_error(costs: &Costs) -> PlanError {
-    let offered: u64 = costs.devices.iter().map(|d| d.storage_budget_bytes).sum();
-    if offered < costs.options.cache_bytes {
+/// What is missing: storage, if those with memory for a layer offer too little of it for the cache; else memory.
+fn space_error(costs: &Costs, needed: u64) -> PlanError {
+    let able: Vec<_> = (0..costs.devices.len()).filter(|d| costs.group_fits(*d)).collect();
+    let offered = able.iter().map(|d| costs.devices[*d].storage_budget_bytes).fold(0u64, u64::saturating_add);
+    if !able.is_empty() && offered < costs.options.cache_bytes {
         return PlanError::Storage { needed_bytes: costs.options.cache_bytes, offered_bytes: offered };
     }
-    memory_error(costs, costs.train_fixed_bytes() + costs.train_sample_bytes())
+    memory_error(costs, needed)
 }
 
 fn memory_error(costs: &Costs, needed: u64) -> PlanError {
@@ -188,11 +182,15 @@ fn reason(costs: &Costs, fill: &Candidate, train: &TrainChoice, single: f64, d: 
             let share = if s.members.len() > 1 { format!(" for {slots} of {} samples", costs.batch) } else { String::new() };
             format!("{} ({speed}) holds layers {}–{}{share} as stage {} of {count}, {} of its {}", device.name, s.from + 1, s.to, i + 1, human_bytes(fill_memory_bytes), human_bytes(device.memory_budget_bytes))
         }
+        None if costs.cache_slot_bytes(1, 2).saturating_mul(u64::from(costs.batch)) > device.storage_budget_bytes => {
+            format!("{} holds no layers: the {} it offers to store are too few for a layer's part of the cache", device.name, human_bytes(device.storage_budget_bytes))
+        }
         None if costs.group_fits(d) => format!("{} ({speed}) holds no layers: it would slow the others down", device.name),
         None => format!("{} holds no layers: its {} of memory take none beside the others", device.name, human_bytes(device.memory_budget_bytes)),
     };
     let second = match in_train {
         Some(slots) => format!("then trains {slots} of {} samples from the cache", costs.batch),
+        None if costs.train_slots(d) == 0 => "then rests: it has too little memory or storage for a share of the cache".to_owned(),
         None => "then rests: exchanging gradients with it would take longer than it saves".to_owned(),
     };
     DeviceReason { node: device.node, reason: format!("{first}; {second}."), fill_memory_bytes, train_memory_bytes }

@@ -110,6 +110,19 @@ impl<'a> Costs<'a> {
         self.fill_fixed_bytes(from, to) + u64::from(samples) * self.fill_sample_bytes(from, to)
     }
 
+    /// Cache bytes that one slot of a stage with layers `from .. to` writes while filling: one row per tap, the embedding's too.
+    pub fn cache_slot_bytes(&self, from: usize, to: usize) -> u64 {
+        let taps = (to - from + usize::from(from == 0)) as u64;
+        (self.options.cache_bytes.saturating_mul(taps) / (self.layers() as u64 + 1)).div_ceil(u64::from(self.batch)).max(1)
+    }
+
+    /// Slots of the mini-batch whose whole cache and activations a device takes in the train phase.
+    pub fn train_slots(&self, device: usize) -> u32 {
+        let device = &self.devices[device];
+        let by_memory = device.memory_budget_bytes.checked_sub(self.train_fixed_bytes()).map_or(0, |free| free / self.train_sample_bytes().max(1));
+        u32::try_from(by_memory.min(device.storage_budget_bytes / self.cache_slot_bytes(0, self.layers()))).unwrap_or(u32::MAX)
+    }
+
     /// Adapter parameters of layers `from .. to` with what belongs to the ends.
     pub fn adapter_parameters(&self, from: usize, to: usize) -> u64 {
         let mut n = sub(self.prefix[to], self.prefix[from]).adapter_parameters;

@@ -86,7 +86,8 @@ fn group(costs: &Costs, devices: &[usize], from: usize, to: usize, in_flight: u3
     let per_sample = costs.fill_sample_bytes(from, to).max(1) * u64::from(in_flight.min(micro_batches));
     let cap = |d: &usize| {
         let free = costs.devices[*d].memory_budget_bytes.saturating_sub(fixed);
-        u32::try_from(free / per_sample).unwrap_or(u32::MAX).saturating_mul(micro_batches)
+        let by_memory = u32::try_from(free / per_sample).unwrap_or(u32::MAX).saturating_mul(micro_batches);
+        by_memory.min(u32::try_from(costs.devices[*d].storage_budget_bytes / costs.cache_slot_bytes(from, to)).unwrap_or(u32::MAX))
     };
     let caps: Vec<u32> = devices.iter().map(cap).collect();
     let speeds: Vec<_> = devices.iter().map(|d| costs.devices[*d].gflops.max(1e-3)).collect();

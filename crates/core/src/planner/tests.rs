@@ -62,7 +62,21 @@ fn too_little_memory_is_said_with_the_bytes_and_the_model() {
     m.devices[0].storage_budget_bytes = 1000;
     let error = plan(&model_cost(&dimensions()), &m, 8, &options()).expect_err("no storage").to_string();
     assert!(error.contains("cache") && error.contains("50 MB"), "{error}");
+    let mut m = household(vec![device(1, 50.0, 1_000), device(2, 50.0, GB)], 5.0, 1e7);
+    m.devices[1].storage_budget_bytes = 1000;
+    let error = plan(&model_cost(&dimensions()), &m, 8, &options()).expect_err("one lacks memory, the other storage").to_string();
+    assert!(error.contains("cache") && error.contains("1 kB"), "{error}");
     assert_eq!(plan(&model_cost(&dimensions()), &Measurements::default(), 8, &options()), Err(PlanError::NoDevices));
+}
+
+#[test]
+fn a_device_without_storage_fills_no_cache() {
+    let mut m = household(vec![device(1, 50.0, GB), device(2, 50.0, GB)], 0.1, 1e9);
+    m.devices[0].storage_budget_bytes = 1000;
+    let options = PlanOptions { min_stages: 2, ..options() };
+    let plan = plan(&model_cost(&dimensions()), &m, 8, &options).expect("the other one can do it alone");
+    assert!(plan.stages.iter().flat_map(|s| &s.members).chain(&plan.train).all(|member| member.node == NodeId(2)), "{plan:?}");
+    assert!(plan.reasons[0].reason.contains("store"), "{}", plan.reasons[0].reason);
 }
 
 #[test]
