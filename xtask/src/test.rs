@@ -63,8 +63,8 @@ impl Step {
             Self::WasmLint => wasm_lint().map(|()| Count::one_passed()),
             Self::Build => {
                 web::build(false)?;
-                // With the whole workspace, as the tests above: one choice of features, so nothing is compiled twice.
-                run(&mut cargo(["build", "-q", "--workspace", "--exclude", "xtask-bindgen"]))?;
+                // All targets of the whole workspace, as the tests above: one choice of features, so nothing is compiled twice.
+                run(&mut cargo(["build", "-q", "--workspace", "--all-targets", "--exclude", "xtask-bindgen"]))?;
                 Ok(Count::default())
             }
             Self::Types => types().map(|()| Count::one_passed()),
