@@ -180,8 +180,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 pub(crate) fn read(options: &Options, tokenizer: &TextTokenizer, context: usize) -> Result<Data> {
     let load = |path: &Path| -> Result<Vec<Row>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let format = DataFormat::from_name(&name).with_context(|| format!("{name} is of no known kind: .jsonl, .csv, .tsv or .txt"))?;
+        let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read: give a .jsonl, .csv, .tsv or .txt file that exists", path.display()))?;
+        let format = DataFormat::from_name(&name)?;
         Ok(read_rows(&name, &bytes, format)?)
     };
     let all = load(&options.data)?;
@@ -215,6 +215,10 @@ pub(crate) fn spec(options: &Options, config: &ModelConfig, data: &Data) -> Resu
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?,
         Err(_) => Recommendation::default(),
     };
+    for (value, name) in [(options.batch, "--batch"), (options.epochs, "--epochs"), (options.reduction, "--reduction")] {
+        ensure!(value != Some(0), "{name} is 0: give 1 or more, or leave it out");
+    }
+    ensure!(options.learning_rate.is_none_or(|rate| rate.is_finite() && rate > 0.0), "--learning-rate must be a number above 0");
     let batch = options.batch.or(recommended.batch).unwrap_or(16).clamp(1, data.train as u32);
     let epochs = options.epochs.or(recommended.epochs).unwrap_or(3).max(1);
     let steps = (data.train as u32).div_ceil(batch) * epochs;
