@@ -439,6 +439,8 @@ impl Link {
         }
         self.has_greeting_arrived = true;
         match message {
+            // An answer says that both its greetings came. One of them may be lost still: it is repeated, and so is the ping.
+            PeerMessage::Ping(_) if matches!(self.phase, Phase::Connecting) => {}
             PeerMessage::Ping(number) => self.send_own(&PeerMessage::Pong(number)),
             PeerMessage::Pong(number) => self.on_pong(number),
             PeerMessage::ProbeResult { bytes, micros } => self.on_probe_result(bytes, micros),
