@@ -14,7 +14,7 @@ after(() => harness.close());
 // Runs the text that it is sent as an async function of the module, and answers what that returns.
 const worker = `
   const module = await import('/assets/node.js');
-  await module.default();
+  await module.default({ module_or_path: '/assets/node_bg.wasm' });
   onmessage = async ({ data }) => {
     try {
       postMessage({ value: await new Function('node', 'return (async () => {' + data + '})()')(module) });
