@@ -53,6 +53,20 @@ impl Failure {
     }
 }
 
+fn new_instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    wgpu::Instance::new(descriptor)
+}
+
+/// The one instance of a native process. It is never destroyed: with the last instance the Vulkan loader unloads the
+/// driver, and lavapipe's threads may still run in it (seen as a crash at exit, once in some twenty runs).
+#[cfg(not(target_arch = "wasm32"))]
+fn process_instance() -> &'static wgpu::Instance {
+    static INSTANCE: std::sync::LazyLock<wgpu::Instance> = std::sync::LazyLock::new(new_instance);
+    &INSTANCE
+}
+
 impl GpuBackend {
     /// Opens the best adapter, or, with `force_fallback`, a software one.
     ///
@@ -60,9 +74,10 @@ impl GpuBackend {
     /// [`BackendError::NoAdapter`] if there is no adapter, if it lacks what the kernels need (WebGPU's default
     /// limits), or if it refuses a device.
     pub async fn create(force_fallback: bool) -> Result<Self, BackendError> {
-        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = wgpu::Backends::PRIMARY;
-        let instance = wgpu::Instance::new(descriptor);
+        #[cfg(not(target_arch = "wasm32"))]
+        let instance = process_instance();
+        #[cfg(target_arch = "wasm32")]
+        let instance = new_instance();
         let adapter = instance
             .request_adapter(&wgpu::RequestAdapterOptions {
                 power_preference: wgpu::PowerPreference::HighPerformance,
