@@ -8,14 +8,18 @@ use axum::response::{IntoResponse, Response};
 use barycenter_protocol::auth::{sha256_hex, to_hex};
 use rust_embed::RustEmbed;
 use std::borrow::Cow;
-use std::path::{Component, PathBuf};
+use std::path::{Component, Path as FsPath, PathBuf};
 use std::sync::Arc;
 
-/// What `web/` builds to; debug builds read it from disk at each request.
+/// What `web/` builds to, in release builds.
 #[derive(RustEmbed)]
 #[folder = "../web/dist"]
 #[allow_missing = true]
 struct Dist;
+
+/// Where everyday builds read the pages, at each request. Not left to `rust-embed`: it resolves the folder when it is
+/// compiled, and finds nothing ever after where the folder was built later.
+const BUILT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../web/dist");
 
 /// Where pages come from.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +85,8 @@ impl Pages {
         if !path.components().all(|c| matches!(c, Component::Normal(_))) {
             return None;
         }
-        match &self.folder {
+        let built = cfg!(debug_assertions).then_some(FsPath::new(BUILT));
+        match self.folder.as_deref().map(PathBuf::as_path).or(built) {
             Some(folder) => {
                 let bytes = std::fs::read(folder.join(path)).ok()?;
                 Some(File { tag: sha256_hex(&bytes), bytes: bytes.into() })
