@@ -135,30 +135,35 @@ fn parts_depend_in_the_drawn_direction_only() {
 static GRAPH: LazyLock<Graph> = LazyLock::new(Graph::read);
 
 impl Graph {
+    /// Of this machine's target and of the browser's: of other platforms' packages nothing needs to be at hand.
     fn read() -> Self {
-        let output = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
-            .args(["metadata", "--format-version", "1", "--locked", "--offline"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .expect("cargo runs");
-        assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-        let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+        let version = output("rustc", &["-vV"]);
+        let host = version.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc names its target");
+        let mut graph = Self { direct: BTreeMap::new(), members: BTreeMap::new() };
+        for target in [host, "wasm32-unknown-unknown"] {
+            graph.add(target);
+        }
+        graph
+    }
+
+    fn add(&mut self, target: &str) {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let json = output(&cargo, &["metadata", "--format-version", "1", "--locked", "--filter-platform", target]);
+        let metadata: Value = serde_json::from_str(&json).expect("cargo metadata prints JSON");
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         let member_ids: BTreeSet<String> = list(&metadata["workspace_members"]).iter().map(text).collect();
-        let mut members = BTreeMap::new();
         let mut names = BTreeMap::new();
         for package in list(&metadata["packages"]) {
             let (id, name) = (text(&package["id"]), text(&package["name"]));
             if member_ids.contains(&id) {
                 let manifest = PathBuf::from(text(&package["manifest_path"]));
-                members.insert(name.clone(), manifest.parent().map(Path::to_path_buf).unwrap_or_default());
+                self.members.insert(name.clone(), manifest.parent().map(Path::to_path_buf).unwrap_or_default());
             }
             names.insert(id, name);
         }
-        let mut direct: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for node in list(&metadata["resolve"]["nodes"]) {
-            let known = direct.entry(names[&text(&node["id"])].clone()).or_default();
+            let known = self.direct.entry(names[&text(&node["id"])].clone()).or_default();
             for dependency in list(&node["deps"]) {
                 // A kind of null is a normal dependency; the others are for tests and build scripts.
                 if list(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null()) {
@@ -166,7 +171,6 @@ impl Graph {
                 }
             }
         }
-        Self { direct, members }
     }
 
     /// Fails, with the path that leads there, when `banned` is among the dependencies of `package` or of those.
@@ -191,6 +195,13 @@ impl Graph {
         }
         assert!(!namers.is_empty(), "nobody depends on {dependency} any more: this rule has lost its subject");
     }
+}
+
+/// What a program prints, run in this package's folder.
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("it runs");
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it prints text")
 }
 
 /// The Rust files below a folder, with their text.
