@@ -1,9 +1,11 @@
-// The matrix product in Chromium: ours beside TensorFlow.js, same browser, same size, f32, in a Worker.
+// The matrix product in Chromium: ours beside TensorFlow.js and jax-js, same browser, same size, f32, in a Worker.
 //
 //   cd bench && npm ci && node matmul.mjs [--json FILE]
 //
-// Ours is a linear layer's product, A · Bᵀ; theirs is measured both ways, because its wasm back end has its fast kernel
-// for A · B only. Needs the built browser node: `cargo xtask web`. WebGPU is Chromium's software adapter where the machine has no GPU.
+// Ours is a linear layer's product, A · Bᵀ; TensorFlow.js is measured both ways, because its wasm back end has its fast kernel
+// for A · B only. Needs the built browser node: `cargo xtask web`. WebGPU is Chromium's software adapter where the machine has
+// no GPU. Everybody gets one thread (the page is not cross-origin isolated), warms up first, and fills the same time with
+// products before the clock is read.
 
 import { build } from 'esbuild';
 import { readFile, writeFile } from 'node:fs/promises';
@@ -12,48 +14,65 @@ import { fileURLToPath } from 'node:url';
 import { Harness, dist } from '../tests/browser/harness.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
-/** Side of the square matrices; twin of `SIZE` in crates/node/src/self_test.rs. */
-const size = 256;
-/** Rounds of which the best counts: other programs on the machine only ever slow one down. */
+/** Sides of the square matrices. */
+const sizes = { wasm: [256, 512], webgpu: [256] };
+/** Rounds of which the best counts: other programs on the machine only ever slow one down. All take turns in each. */
 const rounds = 5;
+
+// Each answers GFLOP/s of `multiply`, which starts one product and gives a handle to wait for; twin of `matmul_millis` in
+// crates/engine/src/bench.rs.
+const timing = `
+  export async function rate(size, multiply, wait) {
+    const timed = async (repeats) => {
+      const started = performance.now();
+      let last;
+      for (let i = 0; i < repeats; i++) last = multiply(last);
+      await wait(last);
+      return (performance.now() - started) / repeats;
+    };
+    await timed(1);
+    const once = await timed(1);
+    const millis = await timed(Math.floor(Math.min(500, Math.max(1, 300 / Math.max(once, 0.01)))));
+    return 2 * size ** 3 / (millis * 1e6);
+  }`;
 
 const tensorflow = `
   import * as tf from '@tensorflow/tfjs-core';
   import { setThreadsCount, setWasmPaths } from '@tensorflow/tfjs-backend-wasm';
   import '@tensorflow/tfjs-backend-webgpu';
-  export async function measure(backend, transposed) {
+  import { rate } from './timing.js';
+  export async function measure(backend, size, transposed) {
     setWasmPaths('/');
     setThreadsCount(1);
     if (!(await tf.setBackend(backend))) throw new Error('no back end ' + backend);
     await tf.ready();
-    const a = tf.randomUniform([${size}, ${size}]);
-    const b = tf.randomUniform([${size}, ${size}]);
-    const multiply = () => tf.matMul(a, b, false, transposed);
-    const first = multiply();
-    await first.data();
-    first.dispose();
-    let products = 0;
-    const started = performance.now();
-    while (performance.now() - started < 120) {
-      let last;
-      for (let i = 0; i < 4; i++) {
-        last?.dispose();
-        last = multiply();
-        products++;
-      }
-      await last.data();
-      last.dispose();
-    }
-    return products * 2 * ${size} ** 3 / ((performance.now() - started) * 1e6);
+    const [a, b] = [tf.randomUniform([size, size]), tf.randomUniform([size, size])];
+    const multiply = (last) => (last?.dispose(), tf.matMul(a, b, false, transposed));
+    return rate(size, multiply, async (last) => (await last.data(), last.dispose()));
+  }`;
+
+const jax = `
+  import { defaultDevice, init, numpy as np } from '@jax-js/jax';
+  import { rate } from './timing.js';
+  export async function measure(backend, size, transposed) {
+    if (!(await init(backend)).includes(backend)) throw new Error('no device ' + backend);
+    defaultDevice(backend);
+    const make = () => np.array(Float32Array.from({ length: size * size }, Math.random)).reshape([size, size]);
+    const [a, b] = [make(), make()];
+    const multiply = (last) => (last?.dispose(), np.matmul(a.ref, transposed ? b.ref.transpose() : b.ref));
+    return rate(size, multiply, async (last) => void (await last.data()));
   }`;
 
 const worker = `
-  import { measure } from '/tensorflow.js';
+  import * as tensorflow from '/tensorflow.js';
+  import * as jax from '/jax.js';
   const node = await import('/assets/node.js');
   await node.default({ module_or_path: '/assets/node_bg.wasm' });
-  onmessage = async ({ data: [whose, backend, transposed] }) => {
+  const ours = { measure: async (backend, size) => (await node.matmul_rates(backend, [size])).find((row) => row.weights === 'f32').gflops };
+  const whose = { ours, tensorflow, jax };
+  onmessage = async ({ data: [who, ...what] }) => {
     try {
-      postMessage(whose === 'ours' ? (await node.self_test(backend)).gflops : await measure(backend, transposed));
+      postMessage(await whose[who].measure(...what));
     } catch (error) {
       postMessage(String(error));
     }
@@ -69,43 +88,52 @@ const page = `<!doctype html><title>bench</title><script type="module">
 
 const harness = new Harness();
 try {
-  const bundle = await build({
-    stdin: { contents: tensorflow, resolveDir: here },
-    bundle: true,
-    format: 'esm',
-    write: false,
-    logLevel: 'error',
-    define: { global: 'globalThis' },
-  });
-  const routes = { '/bench.html': page, '/bench-worker.js': worker, '/tensorflow.js': bundle.outputFiles[0].text };
+  const bundled = async (contents) => {
+    const { outputFiles } = await build({
+      stdin: { contents: contents.replace("import { rate } from './timing.js';", timing.replace('export ', '')), resolveDir: here },
+      bundle: true,
+      format: 'esm',
+      write: false,
+      logLevel: 'error',
+      define: { global: 'globalThis' },
+    });
+    return outputFiles[0].text;
+  };
+  const routes = { '/bench.html': page, '/bench-worker.js': worker, '/tensorflow.js': await bundled(tensorflow), '/jax.js': await bundled(jax) };
   for (const file of ['tfjs-backend-wasm-simd.wasm', 'tfjs-backend-wasm.wasm', 'tfjs-backend-wasm-threaded-simd.wasm']) {
     routes[`/${file}`] = await readFile(join(here, 'node_modules/@tensorflow/tfjs-backend-wasm/dist', file));
   }
-  const address = await harness.files(dist, routes);
+  const address = await harness.files(dist, routes, { isolated: false });
   const browser = await harness.browser({ webgpu: true });
   const { page: tab } = await harness.page(browser);
   await tab.goto(`${address}/bench.html`);
   await tab.waitForFunction(() => 'measure' in window);
   const rows = [];
-  for (const [name, what] of [
-    ['Barycenter, CPU (wasm simd128, 1 thread)', ['ours', 'cpu']],
-    ['TensorFlow.js, wasm (simd, 1 thread), A · Bᵀ', ['theirs', 'wasm', true]],
-    ['TensorFlow.js, wasm (simd, 1 thread), A · B', ['theirs', 'wasm', false]],
-    ['Barycenter, WebGPU', ['ours', 'gpu']],
-    ['TensorFlow.js, WebGPU, A · Bᵀ', ['theirs', 'webgpu', true]],
-    ['TensorFlow.js, WebGPU, A · B', ['theirs', 'webgpu', false]],
-  ]) {
-    const measured = [];
-    for (let round = 0; round < rounds; round++) {
-      const value = await tab.evaluate((asked) => window.measure(asked), what);
-      if (typeof value !== 'number') throw new Error(`${name}: ${value}`);
-      measured.push(value);
+  for (const [backend, ourBackend] of [['wasm', 'cpu'], ['webgpu', 'gpu']]) {
+    for (const size of sizes[backend]) {
+      const contenders = [
+        ['Barycenter, A · Bᵀ', ['ours', ourBackend, size]],
+        ['TensorFlow.js, A · Bᵀ', ['tensorflow', backend, size, true]],
+        ['TensorFlow.js, A · B', ['tensorflow', backend, size, false]],
+        ['jax-js, A · Bᵀ', ['jax', backend, size, true]],
+        ['jax-js, A · B', ['jax', backend, size, false]],
+      ];
+      const best = new Map();
+      for (let round = 0; round < rounds; round++) {
+        for (const [name, what] of contenders) {
+          const value = await tab.evaluate((asked) => window.measure(asked), what);
+          if (typeof value !== 'number') throw new Error(`${name}, ${backend}: ${value}`);
+          best.set(name, Math.max(best.get(name) ?? 0, value));
+        }
+      }
+      for (const [name, gflops] of best) {
+        rows.push({ backend, size, name, gflops });
+        console.log(`${backend.padEnd(7)} ${String(size).padStart(4)}  ${name.padEnd(24)} ${gflops.toFixed(2).padStart(8)} GFLOP/s`);
+      }
     }
-    rows.push({ name, gflops: Math.max(...measured) });
-    console.log(`${name.padEnd(48)} ${rows.at(-1).gflops.toFixed(2).padStart(8)} GFLOP/s`);
   }
   const json = process.argv.indexOf('--json');
-  if (json > 0) await writeFile(process.argv[json + 1], `${JSON.stringify({ size, browser: browser.version(), rows }, null, 2)}\n`);
+  if (json > 0) await writeFile(process.argv[json + 1], `${JSON.stringify({ browser: browser.version(), rows }, null, 2)}\n`);
 } finally {
   await harness.close();
 }

@@ -1,7 +1,8 @@
 // `npm run demo`: a household on one computer, for real. Starts the server, a native node and two Chromium pages that
 // join through the invitation's URL, fine-tunes the demo model on one particular home, and reports what happened.
 //
-// usage: npm run demo -- [--json FILE] [--pages 2] [--native 1] [--screenshots DIR] [--epochs N] [--keep]
+// usage: npm run demo -- [--json FILE] [--pages 2] [--native 1] [--screenshots DIR] [--epochs N]
+//        [--gradients f16|f32]
 
 import { spawnSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
@@ -14,6 +15,7 @@ const { values: options } = parseArgs({
     pages: { type: "string", default: "2" },
     native: { type: "string", default: "1" },
     epochs: { type: "string" },
+    gradients: { type: "string", default: "f16" },
     screenshots: { type: "string" },
     profile: { type: "string", default: "release" },
     "no-build": { type: "boolean", default: false },
@@ -63,7 +65,7 @@ async function demo() {
   const dashboard = options.screenshots ? await swarm.openPage("dashboard", { page: "dashboard", viewport: { width: 1280, height: 900 } }) : null;
 
   step("starting the run");
-  const request = { model: "demo", dataset: "demo-home", min_stages: Math.min(2, nodesWanted), use_all_nodes: true };
+  const request = { model: "demo", dataset: "demo-home", min_stages: Math.min(2, nodesWanted), use_all_nodes: true, gradients: options.gradients };
   if (options.epochs) request.epochs = Number(options.epochs);
   const started = await swarm.call("POST", "/api/runs", request);
   let printedPlan = false;

@@ -15,7 +15,7 @@ use barycenter_model::dataset::{DataFormat, Row, TooLong, exact_match, read_rows
 use barycenter_model::names::Parts;
 use barycenter_model::{FolderTensors, ModelConfig, RawTensor, TextTokenizer, write_safetensors};
 use barycenter_protocol::SampleId;
-use barycenter_protocol::control::{RunSpec, SampleSize};
+use barycenter_protocol::control::{GradientType, RunSpec, SampleSize};
 use barycenter_server::Recommendation;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -240,6 +240,7 @@ pub(crate) fn spec(options: &Options, config: &ModelConfig, data: &Data) -> Resu
         clip_norm: recommended.clip_norm.unwrap_or(1.0),
         seed: options.seed.or(recommended.seed).unwrap_or(1),
         checkpoint_steps: 0,
+        gradients: GradientType::F32,
     })
 }
 

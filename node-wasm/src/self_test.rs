@@ -1,5 +1,6 @@
 //! The self-test alone, for tests and figures: which back end computes here, how well, and how fast.
 
+use barycenter_engine::bench;
 use barycenter_engine::{BackendChoice, create_backend};
 use barycenter_node::self_test;
 use barycenter_protocol::control::BackendReport;
@@ -28,4 +29,18 @@ pub async fn self_test(backend: JsValue) -> Result<JsValue, JsError> {
     let gflops = self_test::gflops(&device, &now_millis).await?;
     let report = Report { backend: barycenter_node::report(device.info()), answers, gflops };
     Ok(serde_wasm_bindgen::to_value(&report)?)
+}
+
+/// Opens a back end and measures products of square matrices of these sizes: a list of `{size, weights, millis, gflops}`,
+/// with f32 and with packed f16 weights.
+///
+/// # Errors
+/// As [`self_test`].
+#[wasm_bindgen]
+pub async fn matmul_rates(backend: JsValue, sizes: Vec<u32>) -> Result<JsValue, JsError> {
+    console_error_panic_hook::set_once();
+    let choice: BackendChoice = serde_wasm_bindgen::from_value(backend)?;
+    let device = create_backend(choice).await?;
+    let sizes: Vec<usize> = sizes.into_iter().map(|size| size as usize).collect();
+    Ok(serde_wasm_bindgen::to_value(&bench::matmul_rates(device.as_ref(), &sizes, now_millis).await?)?)
 }

@@ -94,6 +94,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         clip_norm: recommended.clip_norm.unwrap_or(CLIP_NORM),
         seed: request.seed.or(recommended.seed).unwrap_or(SEED),
         checkpoint_steps: CHECKPOINT_STEPS,
+        gradients: request.gradients,
     };
     // Weights, the adapter in f32, and some room for keys, values and logits.
     let generate_memory_bytes = (model.info.bytes + 4 * adapter) * 5 / 4 + 4 * u64::from(config.vocab as u32) * 64;

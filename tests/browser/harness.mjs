@@ -93,8 +93,11 @@ export class Harness {
     return { page, context, problems, lines };
   }
 
-  /** Serves `routes` (path → text or bytes) and, below `/`, the files of `folder`, over https. Answers its address. */
-  async files(folder, routes = {}) {
+  /**
+   * Serves `routes` (path → text or bytes) and, below `/`, the files of `folder`, over https. Answers its address.
+   * `isolated`: with the headers of cross-origin isolation, which threads in wasm need.
+   */
+  async files(folder, routes = {}, { isolated = true } = {}) {
     const names = [{ type: 2, value: 'localhost' }, { type: 7, ip: '127.0.0.1' }];
     const pem = await generate([{ name: 'commonName', value: 'localhost' }], {
       keySize: 2048,
@@ -108,9 +111,7 @@ export class Harness {
       const body = routes[path] ?? (await readFile(join(folder, join('/', path))).catch(() => undefined));
       response.writeHead(body === undefined ? 404 : 200, {
         'content-type': contentTypes[extname(path)] ?? 'text/html; charset=utf-8',
-        'cross-origin-opener-policy': 'same-origin',
-        'cross-origin-embedder-policy': 'require-corp',
-        'cross-origin-resource-policy': 'same-origin',
+        ...(isolated ? isolation : {}),
       });
       response.end(body ?? 'nothing here');
     });
@@ -238,6 +239,12 @@ export async function until(what, check, millis = 30_000, everyMillis = 100) {
     await new Promise((done) => setTimeout(done, everyMillis));
   }
 }
+
+const isolation = {
+  'cross-origin-opener-policy': 'same-origin',
+  'cross-origin-embedder-policy': 'require-corp',
+  'cross-origin-resource-policy': 'same-origin',
+};
 
 const contentTypes = {
   '.css': 'text/css',

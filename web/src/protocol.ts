@@ -74,6 +74,7 @@ export interface RunRequest {
   min_stages?: number | null;
   use_all_nodes?: boolean;
   exact_match_rows?: number | null;
+  gradients?: 'f32' | 'f16';
 }
 
 export interface PlanPreview {

@@ -52,6 +52,7 @@ mod tests {
             clip_norm: 1.0,
             seed: 0,
             checkpoint_steps: 0,
+            gradients: Default::default(),
         }
     }
 

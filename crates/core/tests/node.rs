@@ -44,6 +44,7 @@ fn assignment() -> Assignment {
         clip_norm: 0.0,
         seed: 1,
         checkpoint_steps: 0,
+        gradients: Default::default(),
     };
     Assignment { run: RunId(1), generation: G, spec, plan, checkpoint: None, needs_backbone: true, fills: true }
 }

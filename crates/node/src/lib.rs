@@ -6,6 +6,7 @@
 pub mod blobs;
 pub mod cache;
 pub mod events;
+mod gradients;
 pub mod meter;
 pub mod self_test;
 mod session;

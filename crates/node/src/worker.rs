@@ -4,6 +4,7 @@ mod prepare;
 
 use crate::blobs::{Blobs, float_bytes, floats};
 use crate::cache::ActivationCache;
+use crate::gradients;
 use crate::meter::{MemoryPhase, Meter};
 use crate::storage::{Storage, StorageError};
 use crate::NodeShell;
@@ -16,7 +17,7 @@ use barycenter_engine::{Device, EngineError, generate};
 use barycenter_model::names::Parts;
 use barycenter_model::{MemoryTensors, ModelError, write_safetensors};
 use barycenter_protocol::SampleId;
-use barycenter_protocol::control::{Assignment, GenerateRequest, Holding};
+use barycenter_protocol::control::{Assignment, GenerateRequest, GradientType, Holding};
 use barycenter_protocol::peer::MicroKey;
 use barycenter_transport::{Http, HttpError, platform};
 use bytes::Bytes;
@@ -130,10 +131,11 @@ impl Worker {
             Job::EvaluateHeldOut { samples, .. } => JobResult::HeldOut(self.cached(&samples, 0.0, false).await?),
             Job::MeasureGradient { .. } => JobResult::GradientMeasured { squared_norm: self.generation()?.runtime.gradient_squared_norm().await? },
             Job::ReadGradient { shards, .. } => {
-                let flat = self.generation()?.runtime.gradients().await?;
+                let generation = self.generation()?;
+                let (flat, kind) = (generation.runtime.gradients().await?, generation.gradients());
                 let n = shards.max(1) as usize;
                 let bounds: Vec<usize> = (0..=n).map(|j| j * flat.len() / n).collect();
-                let shards = bounds.windows(2).map(|w| self.keep(float_bytes(&flat[w[0]..w[1]]))).collect();
+                let shards = bounds.windows(2).map(|w| self.keep(gradients::encode(&flat[w[0]..w[1]], kind))).collect();
                 JobResult::GradientRead { shards }
             }
             Job::SumShard { inputs, .. } => self.sum_shard(&inputs)?,
@@ -142,7 +144,7 @@ impl Worker {
                 if !shards.is_empty() {
                     let mut flat = Vec::new();
                     for &shard in &shards {
-                        flat.extend(self.floats_of(shard)?);
+                        flat.extend(self.gradients_of(shard)?);
                     }
                     self.generation()?.runtime.set_gradients(&flat)?;
                 }
@@ -250,7 +252,7 @@ impl Worker {
     fn sum_shard(&self, inputs: &[BlobId]) -> Result<JobResult, JobError> {
         let mut sum: Vec<f32> = Vec::new();
         for (rank, &input) in inputs.iter().enumerate() {
-            let part = self.floats_of(input)?;
+            let part = self.gradients_of(input)?;
             if rank == 0 {
                 sum = part;
             } else if part.len() == sum.len() {
@@ -259,8 +261,10 @@ impl Worker {
                 return Err(JobError::Other(format!("a gradient shard has {} values, expected {}: all devices must run the same version", part.len(), sum.len())));
             }
         }
-        let squared_norm = sum.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
-        Ok(JobResult::ShardSummed { blob: self.keep(float_bytes(&sum)), squared_norm })
+        // The norm is that of what every rank will read, this one too.
+        let blob = self.keep(gradients::encode(&sum, self.generation()?.gradients()));
+        let squared_norm = self.gradients_of(blob)?.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+        Ok(JobResult::ShardSummed { blob, squared_norm })
     }
 
     async fn release_backbone(&mut self) -> Result<(), JobError> {
@@ -327,8 +331,9 @@ impl Worker {
         self.blobs.borrow_mut().insert(bytes)
     }
 
-    fn floats_of(&self, blob: BlobId) -> Result<Vec<f32>, JobError> {
-        floats(&self.blobs.borrow().get(blob)).ok_or_else(|| JobError::Other("a tensor message has a length that is not a multiple of 4".into()))
+    fn gradients_of(&self, blob: BlobId) -> Result<Vec<f32>, JobError> {
+        let kind = self.generation()?.gradients();
+        gradients::decode(&self.blobs.borrow().get(blob), kind).ok_or_else(|| JobError::Other("a gradient message has a length that no gradient has: all devices must run the same version".into()))
     }
 
     fn generation(&self) -> Result<&Generation, JobError> {
@@ -341,6 +346,10 @@ impl Worker {
 }
 
 impl Generation {
+    fn gradients(&self) -> GradientType {
+        self.assignment.spec.gradients
+    }
+
     fn width(&self) -> usize {
         self.runtime.width()
     }

@@ -3,7 +3,7 @@
 //! Every path under `/api/` but `/api/version` wants `Authorization: Bearer <RoomSecret::server_token()>`; a call of a
 //! joined node also carries `x-barycenter-session`. Errors are `{"error": "one sentence"}` with a fitting status.
 
-use crate::control::{BackendReport, Counters, NodeKind, PhaseKind};
+use crate::control::{BackendReport, Counters, GradientType, NodeKind, PhaseKind};
 use crate::plan::Plan;
 use crate::{NodeId, ProtocolVersion, RunId};
 use serde::{Deserialize, Serialize};
@@ -135,6 +135,9 @@ pub struct RunRequest {
     /// Held-out prompts to answer before and after for exact match; 0 = none.
     #[serde(default)]
     pub exact_match_rows: Option<u32>,
+    /// How gradients travel between nodes; default f32.
+    #[serde(default)]
+    pub gradients: GradientType,
 }
 
 /// What a run would do.

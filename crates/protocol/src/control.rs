@@ -347,7 +347,34 @@ pub struct RunSpec {
     pub seed: u64,
     /// A checkpoint is taken every so many steps, and at epoch ends.
     pub checkpoint_steps: u32,
+    /// How gradients travel between nodes.
+    #[serde(default)]
+    pub gradients: GradientType,
 }
+
+/// How gradients travel in an AllReduce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GradientType {
+    /// As they were computed: k nodes give the losses of one.
+    #[default]
+    F32,
+    /// Half the bytes: scaled half precision, with 11 bits for values within 2⁻²⁹ of their block's largest.
+    F16,
+}
+
+impl GradientType {
+    /// Bytes of `values` gradients on the wire.
+    pub fn wire_bytes(self, values: u64) -> u64 {
+        match self {
+            Self::F32 => 4 * values,
+            Self::F16 => 2 * values + 4 * values.div_ceil(GRADIENT_BLOCK as u64),
+        }
+    }
+}
+
+/// Gradients that share a scale in [`GradientType::F16`].
+pub const GRADIENT_BLOCK: usize = 256;
 
 /// Size of one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

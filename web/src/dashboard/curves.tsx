@@ -69,11 +69,11 @@ function options(width: number, starts: { current: number[] }, totalSteps: { cur
   return {
     width,
     height: HEIGHT,
-    padding: [24, 8, 0, 0],
+    padding: [24, 16, 0, 0],
     legend: { show: false },
     cursor: { points: { size: 8 }, drag: { x: false, y: false } },
     scales: {
-      x: { time: false, range: (_, min, max) => [Math.min(0, min ?? 0), Math.max(totalSteps.current, max ?? 0, 1)] },
+      x: { time: false, range: (u) => [0, Math.max(totalSteps.current, u.data[0].at(-1) ?? 0, 1)] },
       y: { range: (_, min, max) => [0, (max ?? 1) === 0 ? 1 : Math.max(max ?? 1, min ?? 0) * 1.06] },
     },
     axes: [
