@@ -47,15 +47,20 @@ export class Household {
   /** A page that joins by itself; settles when it is in. */
   async joinPage(browser, name, options) {
     const opened = await this.harness.page(browser, options);
+    return this.joinAgain(opened, name);
+  }
+
+  /** The same page, with what its browser keeps, joins. */
+  async joinAgain(opened, name) {
     await opened.page.goto(this.joinUrl(name));
     await this.untilJoined(name);
     return opened;
   }
 
-  /** A native node; settles when it is in. */
-  async joinNative(name) {
+  /** A native node; settles when it is in. `data`: the folder of one that was here before. */
+  async joinNative(name, data = this.harness.folder()) {
     const node = this.harness.program(
-      ['node', '--join', this.inviteUrl, '--name', name, '--device', 'cpu', '--memory-mb', '512', '--data', this.harness.folder()],
+      ['node', '--join', this.inviteUrl, '--name', name, '--device', 'cpu', '--memory-mb', '512', '--data', data],
       { name },
     );
     await node.says(/joined as node/);
