@@ -148,7 +148,7 @@ fn figure_11_text(cells: &[EpochCell]) -> String {
                 _ => "  - ".to_string(),
             };
             let (printed, ours) = (saved(|c| c.published), saved(|c| c.computed));
-            text += &format!("    {:>2} epochs   {}{}      {printed} {ours}\n", cell.epochs, cell_text(&cell.without_cache, 3), cell_text(&cell.with_cache, 3));
+            text += &format!("    epochs: {:>2}   {}{}      {printed} {ours}\n", cell.epochs, cell_text(&cell.without_cache, 3), cell_text(&cell.with_cache, 3));
         }
     }
     text
@@ -159,7 +159,7 @@ fn every_technique_text(assumptions: &Assumptions) -> String {
     let systems = [System::Standalone, System::EcoFl, System::Eddl, System::Pac];
     let mut text = format!("Beyond the paper: hours of three epochs of MRPC, every technique under every system ({TABLE_2_DEVICES} Nanos, ours only)\n");
     text += &format!("  {:<26}{}\n", "", Model::ALL.map(|m| format!("{:>30}", m.name())).concat());
-    let heads = systems.map(|s| format!("{:>7}", s.name().chars().take(6).collect::<String>())).concat();
+    let heads = systems.map(|s| format!("{:>7}", if s == System::Standalone { "alone" } else { s.name() })).concat();
     text += &format!("  {:<26}{}\n", "", Model::ALL.map(|_| format!("  {heads}")).concat());
     for (technique, cache) in [(Technique::Full, false), (Technique::Adapters, false), (Technique::Lora, false), (Technique::ParallelAdapters, false), (Technique::ParallelAdapters, true)] {
         let label = if cache { "P.A. with cache" } else { technique.name() };
@@ -172,7 +172,7 @@ fn every_technique_text(assumptions: &Assumptions) -> String {
         });
         text += &format!("  {label:<26}{}\n", cells.concat());
     }
-    text
+    text + "  Eco-FL runs with its fitted micro-batches, PAC with two: their columns differ by that as much as by the system.\n"
 }
 
 /// How far PAC's predictions hang on what the paper leaves open.
