@@ -72,7 +72,7 @@ fn calibration_text(assumptions: &Assumptions) -> String {
         format!("  seconds of a decoder layer over an encoder layer's      {:>4.2}   Eco-FL bars of Fig. 9", assumptions.decoder_layer_seconds),
         format!("  micro-batches in PAC's pipelines                        {:>4}   Eco-FL bars of T5-Large in Fig. 9", assumptions.pipeline_micro_batches),
         format!("  micro-batches of Eco-FL in Fig. 9, at most: {figure_9}; its own bars"),
-        format!("  micro-batches of Eco-FL in Table 2 (Full/Adapters/LoRA): {}; its own rows", table_2.join(", ")),
+        format!("  micro-batches of Eco-FL in Table 2 (Full/Ad./LoRA): {}; its own rows", table_2.join(", ")),
         format!("  assumed, not fitted: cache read at {:.0} MB/s", assumptions.storage_bytes_per_second / 1e6),
         String::new(),
     ]
