@@ -9,5 +9,6 @@ pub mod cost;
 pub mod io;
 pub mod node;
 pub mod order;
+pub mod paper;
 pub mod planner;
 pub mod schedule;
