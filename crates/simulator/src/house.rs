@@ -61,7 +61,7 @@ pub struct LinkSpec {
     pub bytes_per_second: f64,
     /// One way.
     pub latency: Micros,
-    /// Added to the latency of each message: from nothing up to this, every value alike.
+    /// Spread of the latency, one standard deviation.
     pub jitter: Micros,
     /// Breaks of the connection, at random.
     pub loss_per_hour: f64,

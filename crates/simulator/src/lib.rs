@@ -14,13 +14,17 @@
 
 pub mod chaos;
 mod engine;
+pub mod gantt;
 pub mod house;
 mod meter;
 mod network;
+pub mod report;
 mod shared;
 mod timing;
 pub mod world;
 
+pub use gantt::gantt;
 pub use house::{CellSpec, DeviceSpec, House, LinkSpec, NetworkSpec, Speed};
 pub use meter::{JobKind, JobSpan, Meter, Span, State};
+pub use report::{Report, report};
 pub use world::{Act, MILLI, World};

@@ -454,7 +454,7 @@ impl World {
 
     fn network_due(&mut self, timer: Timer) {
         match timer {
-            Timer::Cell(cell) => self.network.cell_due(self.now, cell, &mut self.random),
+            Timer::Cell(cell) => self.network.cell_due(self.now, cell),
             Timer::Cable(from, to, number) => self.network.cable_due(self.now, from, to, number, &mut self.random),
         }
         self.drain_network();

@@ -59,7 +59,7 @@ impl World {
         self.drain_network();
         let spec = self.network.link(x, y);
         let bytes_per_second = self.network.quiet_bytes_per_second(x, y);
-        let round_trip_millis = (2 * spec.latency + spec.jitter) as f64 / 1000.0;
+        let round_trip_millis = (2 * spec.latency) as f64 / 1000.0;
         for (node, peer) in [(a, b), (b, a)] {
             let session = self.session(node).expect("just seen");
             // a link that one end has lost is made anew on both
