@@ -3,15 +3,19 @@
 use barycenter_core::coordinator::RunProgress;
 use barycenter_core::io::{Micros, SECOND};
 use barycenter_protocol::control::PhaseKind;
-use barycenter_simulator::chaos::{LIMIT, laptop, random_links, small_run};
+use barycenter_simulator::chaos::{LIMIT, random_links, small_run};
 use barycenter_simulator::{Act, DeviceSpec, World};
 
-/// Three laptops and a run of 40 steps an epoch, of which a step takes a second or so.
+/// So slow that sharing pays even over slow links: a fill step takes seconds, a train step half a second.
+fn laptop() -> DeviceSpec {
+    DeviceSpec::new("laptop", 5.0, 1_000_000_000, 1_000_000_000)
+}
+
+/// Three laptops, two of them on, and a run of 40 steps an epoch.
 fn household(seed: u64, epochs: u32) -> World {
     let mut start = small_run(4, 640, 0, 16, epochs);
     start.wait_for_nodes = 2;
     let mut world = World::new(seed, start, random_links(seed, vec![laptop(); 3]));
-    world.pace = 8.0;
     world.at(0, Act::On(0));
     world.at(0, Act::On(1));
     world.at(SECOND, Act::Start);
@@ -44,10 +48,10 @@ fn a_device_that_slows_down_for_good_gets_a_smaller_share() {
     to_epoch(&mut world, 1, 5);
     let (before, plans) = (share(&world, 1), world.plans().len());
     assert_eq!(before, 8);
-    world.at(world.now, Act::Slow(1, 4.0));
+    world.at(world.now, Act::Slow(1, 2.5));
     finish(&mut world);
     assert_eq!(world.plans().len(), plans + 1, "one change: {:#?}", world.events);
-    assert!((1..=4).contains(&share(&world, 1)), "{}", share(&world, 1));
+    assert!((1..=5).contains(&share(&world, 1)), "{}", share(&world, 1));
     assert!(redone(&world) <= 3, "{} steps redone", redone(&world));
 }
 
@@ -111,7 +115,6 @@ fn with_slow_newcomer(seed: u64) -> World {
     let mut house = random_links(seed, vec![laptop(), DeviceSpec { name: "newcomer".into(), ..laptop() }]);
     house.network.default_link.bytes_per_second = 3e6; // to the server: 32 MB of weights in ten seconds
     let mut world = World::new(seed, start, house);
-    world.pace = 8.0;
     world.at(0, Act::On(0));
     world.at(0, Act::Start);
     world
@@ -127,11 +130,11 @@ fn a_newcomer_gets_ready_while_the_others_go_on_and_takes_part_before_the_epoch_
     let changed = world.now;
     let steps = |from: Micros, to: Micros| world.progress.iter().filter(|(at, p)| (from..to).contains(at) && matches!(p, RunProgress::Step(_))).count();
     assert!(changed - joined > 8 * SECOND, "it had to fetch its weights first");
-    assert!(steps(joined, changed) > 4, "the other went on meanwhile");
-    assert_eq!(world.phase(), Some(PhaseKind::Fill), "in the middle of the fill epoch");
+    assert!(steps(joined, changed) > 1, "the other went on meanwhile");
     assert!(world.plans()[1].1.nodes().len() == 2);
-    assert!(world.run_until(LIMIT, |w| w.steps_done() > 12));
-    assert!(world.now - changed < 8 * SECOND, "nobody waits for weights after the change");
+    assert!(world.run_until(LIMIT, |w| w.phase().is_some()));
+    assert_eq!(world.phase(), Some(PhaseKind::Fill), "in the middle of the fill epoch");
+    assert!(world.now - changed < 2 * SECOND, "nobody waits for weights after the change");
     finish(&mut world);
     assert!(redone(&world) <= 6, "{} steps redone", redone(&world));
 }

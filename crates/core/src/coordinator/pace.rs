@@ -39,8 +39,8 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 pub(super) struct Pace {
     expected: f64,
     steps: Window,
-    /// FLOP/s in the engine's work over those of the claimed matrix product.
-    ratios: BTreeMap<NodeId, Window>,
+    /// Seconds of the engine's work over those it takes at the claimed speed.
+    slowness: BTreeMap<NodeId, Window>,
 }
 
 impl Pace {
@@ -64,17 +64,17 @@ impl Pace {
     /// A node did work that a node of its claimed speed does in `claimed_seconds`.
     pub fn worked(&mut self, node: NodeId, claimed_seconds: f64, seconds: f64) {
         if claimed_seconds > 0.0 && seconds > 0.0 {
-            self.ratios.entry(node).or_default().push(claimed_seconds / seconds);
+            self.slowness.entry(node).or_default().push(seconds / claimed_seconds);
         }
     }
 
     pub fn forget(&mut self, node: NodeId) {
-        self.ratios.remove(&node);
+        self.slowness.remove(&node);
     }
 
     /// Whether any node's work was measured.
     pub fn has_measured(&self) -> bool {
-        !self.ratios.is_empty()
+        !self.slowness.is_empty()
     }
 
     /// Median step under the plan at work, seconds.
@@ -84,8 +84,8 @@ impl Pace {
 
     /// What to multiply a node's claimed speed by. One that was not measured is as far off as the others.
     pub fn ratio(&self, node: NodeId) -> f64 {
-        let own = self.ratios.get(&node).and_then(Window::median);
-        own.or_else(|| median(self.ratios.values().filter_map(Window::median))).unwrap_or(1.0)
+        let own = self.slowness.get(&node).and_then(Window::median);
+        1.0 / own.or_else(|| median(self.slowness.values().filter_map(Window::median))).unwrap_or(1.0)
     }
 }
 

@@ -34,11 +34,11 @@ pub(super) struct Rehearsal {
 /// Why plans were last compared, and when it is no use to compare them again.
 #[derive(Debug, Default)]
 pub(super) struct Weighing {
-    /// Steps have drifted since the last comparison at an epoch's end.
-    pub drifted: bool,
-    /// The swarm's version, whether steps had drifted and whether newcomers were ready at the last comparison in the middle
-    /// of an epoch: no use comparing again before one of them changes.
-    seen: Option<(u64, bool, bool)>,
+    /// How often steps have drifted since the last change, or the last comparison at an epoch's end.
+    pub drifts: u32,
+    /// The swarm's version, the drifts and whether newcomers were ready at the last comparison in the middle of an epoch: no
+    /// use comparing again before one of them changes.
+    seen: Option<(u64, u32, bool)>,
 }
 
 /// What a comparison came to.
@@ -76,7 +76,7 @@ impl Run {
             pace.worked(node, claimed_seconds, measured);
         }
         if pace.step(seconds) {
-            self.weighing.drifted = true;
+            self.weighing.drifts += 1;
         }
     }
 
@@ -119,8 +119,8 @@ impl Run {
             Some(rehearsal) if !rehearsal.pending.is_empty() => return,
             rehearsal => rehearsal.is_some(),
         };
-        let has_reason = if is_at_checkpoint { self.weighing.drifted || is_ready || has_newcomers } else { has_newcomers && !is_ready };
-        let situation = Some((ctx.swarm.version, self.weighing.drifted, is_ready));
+        let has_reason = if is_at_checkpoint { self.weighing.drifts > 0 || is_ready || has_newcomers } else { has_newcomers && !is_ready };
+        let situation = Some((ctx.swarm.version, self.weighing.drifts, is_ready));
         if self.paused || !has_reason || self.weighing.seen == situation {
             return;
         }
@@ -149,7 +149,7 @@ impl Run {
             Some(rehearsal) if !rehearsal.pending.is_empty() => return false,
             rehearsal => rehearsal.is_some(),
         };
-        if !self.weighing.drifted && newcomers.is_empty() && !is_ready {
+        if self.weighing.drifts == 0 && newcomers.is_empty() && !is_ready {
             return false;
         }
         let left = (self.start.spec.epochs - epoch) * steps_per_epoch(&self.start.spec);
