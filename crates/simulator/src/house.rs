@@ -1,6 +1,7 @@
 //! What a simulated household consists of: devices, the computers they run on, and what links them.
 
-use barycenter_core::io::Micros;
+use barycenter_core::household::{Household, LinkQuality};
+use barycenter_core::io::{Micros, SECOND};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -104,5 +105,31 @@ impl House {
     /// Devices with the same link between all.
     pub fn with_link(devices: Vec<DeviceSpec>, default_link: LinkSpec) -> Self {
         Self { devices, network: NetworkSpec { default_link, links: BTreeMap::new(), cells: Vec::new() }, computers: Vec::new() }
+    }
+}
+
+/// A household's file: every device is a computer of its own; the server is reached over the default link.
+impl From<&Household> for House {
+    fn from(household: &Household) -> Self {
+        let devices = household.devices.iter().map(|d| DeviceSpec {
+            name: d.name.clone(),
+            gflops: d.gflops,
+            speed: Speed::from_gflops(d.gflops),
+            memory_bytes: (d.memory_mb * 1e6) as u64,
+            storage_bytes: (d.storage_mb * 1e6) as u64,
+            watts: d.watts,
+            idle_watts: d.idle_watts,
+        });
+        let cells = household.wifi_cells.iter().map(|c| CellSpec { name: c.name.clone(), bytes_per_second: c.mbit_per_s * 1e6 / 8.0, devices: c.devices.clone() });
+        let links = household.links.iter().map(|l| ((l.between[0], l.between[1]), LinkSpec::from(&l.quality)));
+        let network = NetworkSpec { default_link: LinkSpec::from(&household.default_link), links: links.collect(), cells: cells.collect() };
+        Self { devices: devices.collect(), network, computers: Vec::new() }
+    }
+}
+
+impl From<&LinkQuality> for LinkSpec {
+    fn from(quality: &LinkQuality) -> Self {
+        let micros = |millis: f64| (millis / 1000.0 * SECOND as f64) as Micros;
+        Self { bytes_per_second: quality.mbit_per_s * 1e6 / 8.0, latency: micros(quality.latency_ms), jitter: micros(quality.jitter_ms), loss_per_hour: quality.loss_per_hour }
     }
 }

@@ -15,9 +15,12 @@
 pub mod chaos;
 mod engine;
 pub mod gantt;
+pub mod growth;
 pub mod house;
+pub mod job;
 mod meter;
 mod network;
+pub mod plot;
 pub mod report;
 mod shared;
 mod timing;
@@ -25,6 +28,7 @@ pub mod world;
 
 pub use gantt::gantt;
 pub use house::{CellSpec, DeviceSpec, House, LinkSpec, NetworkSpec, Speed};
+pub use job::{Job, SimulateError};
 pub use meter::{JobKind, JobSpan, Meter, Span, State};
 pub use report::{Report, report};
 pub use world::{Act, MILLI, World};

@@ -168,7 +168,7 @@ fn epochs(world: &World) -> Vec<EpochReport> {
 }
 
 /// What devices that took part spent the time between two moments on. Waiting is put down to the job before it.
-fn spent(world: &World, from: Micros, to: Micros) -> Spent {
+pub(crate) fn spent(world: &World, from: Micros, to: Micros) -> Spent {
     let (mut total, mut most, mut count) = (Spent::default(), 0.0f64, 0.0);
     for device in 0..world.devices() {
         let jobs: Vec<_> = world.meter.jobs(device).iter().filter(|j| j.to > from && j.from < to).collect();

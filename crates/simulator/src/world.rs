@@ -2,6 +2,7 @@
 //! a network with latency, bandwidth and faults. After every event the invariants are checked.
 
 mod check;
+mod conductor;
 mod links;
 mod server;
 mod sessions;
@@ -21,6 +22,8 @@ use barycenter_protocol::peer::PeerMessage;
 use barycenter_protocol::{Generation, NodeId};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
+pub use conductor::Marks;
+use conductor::Conductor;
 use sessions::Session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -144,6 +147,8 @@ pub struct World {
     dialled: BTreeSet<(NodeId, NodeId)>,
     patience: Patience,
     server: Option<Coordinator>,
+    /// In place of a server, see [`World::conduct`].
+    conductor: Option<Conductor>,
     joined: BTreeSet<NodeId>,
     server_tick: Option<Micros>,
     next_node: u32,
@@ -205,6 +210,7 @@ impl World {
             dialled: BTreeSet::new(),
             patience,
             server: Some(Coordinator::new(patience)),
+            conductor: None,
             joined: BTreeSet::new(),
             server_tick: None,
             next_node: 1,

@@ -51,6 +51,9 @@ impl World {
     }
 
     pub(super) fn serve(&mut self, input: CoordinatorInput) {
+        if self.conductor.is_some() {
+            return self.conduct_input(input);
+        }
         let now = self.now;
         let Some(server) = &mut self.server else { return };
         server.handle(now, input);

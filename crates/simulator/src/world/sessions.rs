@@ -51,7 +51,7 @@ impl World {
         if !self.devices[index].is_on || self.devices[index].session.is_some() || self.devices[index].is_frozen {
             return;
         }
-        if self.server.is_none() {
+        if self.server.is_none() && self.conductor.is_none() {
             return self.after(SECOND, Event::Join(index));
         }
         let node = NodeId(self.next_node);

@@ -1,0 +1,38 @@
+//! `barycenter simulate`: households in virtual time.
+
+mod chaos;
+mod growth;
+mod household;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+
+/// Options of `barycenter simulate`.
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    household: household::Options,
+    #[command(flatten)]
+    growth: growth::Options,
+    /// Run so many random schedules of joins, leaves, stalls, partitions and server restarts; fails at the first in which
+    /// an invariant does not hold.
+    #[arg(long, value_name = "SCHEDULES")]
+    chaos: Option<u64>,
+    /// Run one schedule of `--chaos` and tell what happens in it.
+    #[arg(long, value_name = "SEED")]
+    chaos_seed: Option<u64>,
+}
+
+/// Runs what was asked for.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    match (options.chaos, options.chaos_seed) {
+        (_, Some(seed)) => chaos::tell(seed),
+        (Some(schedules), None) => chaos::run(schedules),
+        (None, None) if options.growth.growth => {
+            let of = &options.household;
+            growth::run(&options.growth, &of.model, of.tokens, of.reduction, of.svg.as_ref(), of.json.as_ref())
+        }
+        (None, None) if options.household.house.is_some() => household::run(&options.household),
+        (None, None) => bail!("name a household file (assets/households has some), --growth, or --chaos with a number of schedules"),
+    }
+}
