@@ -3,17 +3,19 @@
 mod chaos;
 mod growth;
 mod household;
+mod reality;
 
 use anyhow::{Result, bail};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Options of `barycenter simulate`.
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    household: household::Options,
+    household: household::HouseOptions,
     #[command(flatten)]
-    growth: growth::Options,
+    growth: growth::GrowthOptions,
     /// Run so many random schedules of joins, leaves, stalls, partitions and server restarts; fails at the first in which
     /// an invariant does not hold.
     #[arg(long, value_name = "SCHEDULES")]
@@ -21,10 +23,16 @@ pub struct Options {
     /// Run one schedule of `--chaos` and tell what happens in it.
     #[arg(long, value_name = "SEED")]
     chaos_seed: Option<u64>,
+    /// Predict the epochs of a run that was measured, as JSON (see scripts/reality.mjs).
+    #[arg(long, value_name = "FILE")]
+    measured: Option<PathBuf>,
 }
 
 /// Runs what was asked for.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    if let Some(file) = &options.measured {
+        return reality::run(file);
+    }
     match (options.chaos, options.chaos_seed) {
         (_, Some(seed)) => chaos::tell(seed),
         (Some(schedules), None) => chaos::run(schedules),

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 /// What to simulate.
 #[derive(clap::Args)]
-pub struct Options {
+pub struct GrowthOptions {
     /// Epoch times for 1 to 64 equal devices, and what the time goes into.
     #[arg(long)]
     pub growth: bool,
@@ -26,7 +26,7 @@ pub struct Options {
 const PER_DEVICE: u32 = 4;
 
 /// Simulates, prints, and writes the chart to `svg`.
-pub fn run(options: &Options, model: &Path, tokens: u32, reduction: u32, svg: Option<&PathBuf>, json: Option<&PathBuf>) -> Result<ExitCode> {
+pub fn run(options: &GrowthOptions, model: &Path, tokens: u32, reduction: u32, svg: Option<&PathBuf>, json: Option<&PathBuf>) -> Result<ExitCode> {
     ensure!(options.growth_gflops > 0.0 && options.growth_gflops.is_finite(), "--growth-gflops is {}: give a number above 0", options.growth_gflops);
     ensure!((1..=64).contains(&options.growth_devices), "--growth-devices is {}: give 1 to 64", options.growth_devices);
     let cost = model_cost(model, reduction, f64::from(tokens))?;

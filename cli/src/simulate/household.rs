@@ -14,7 +14,7 @@ const LIMIT: Micros = 30 * 24 * 3600 * SECOND;
 
 /// What to simulate.
 #[derive(clap::Args)]
-pub struct Options {
+pub struct HouseOptions {
     /// A household file, as assets/households has them.
     pub house: Option<PathBuf>,
     /// Model folder; config.json is enough.
@@ -56,7 +56,7 @@ pub struct Options {
 }
 
 /// Simulates and prints.
-pub fn run(options: &Options) -> Result<ExitCode> {
+pub fn run(options: &HouseOptions) -> Result<ExitCode> {
     let path = options.house.as_ref().context("no household file was named")?;
     let household = read(path)?;
     let job = options.job()?;
@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-impl Options {
+impl HouseOptions {
     /// The run they ask for.
     pub fn job(&self) -> Result<Job> {
         for (value, name) in [(self.epochs, "--epochs"), (self.batch, "--batch"), (self.samples, "--samples"), (self.tokens, "--tokens"), (self.reduction, "--reduction")] {

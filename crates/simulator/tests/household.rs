@@ -207,6 +207,24 @@ fn cache_entries_lost_with_a_device_are_computed_again() {
 }
 
 #[test]
+fn a_refill_fits_into_memory_that_the_frozen_layers_nearly_fill() {
+    let mut start = small_run(5, 10, 3, 1, 3);
+    start.wait_for_nodes = 2;
+    let mut world = World::new(22, start, random_links(22, vec![DeviceSpec { memory_bytes: 25_300_000, ..phone() }; 2]));
+    for device in 0..2 {
+        world.at(0, Act::On(device));
+    }
+    world.at(SECOND, Act::Start);
+    assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Train) && w.steps_done() > 12));
+    assert_eq!(world.plans()[0].1.stages.len(), 2, "three layers on one phone, two on the other");
+    world.at(world.now, Act::LoseCache(1));
+    let before = world.progress.len();
+    finish(&mut world);
+    all_recorded(&world);
+    assert!(world.progress[before..].iter().any(|(_, p)| matches!(p, RunProgress::Phase { phase: PhaseKind::Refill, .. })));
+}
+
+#[test]
 fn a_second_run_over_the_same_data_starts_from_the_cache() {
     let mut world = household(14, vec![laptop(), laptop()], 2);
     finish(&mut world);

@@ -162,3 +162,20 @@ fn a_newcomer_that_cannot_get_ready_is_left_out_with_its_reason() {
     finish(&mut world);
     assert!(world.events.iter().any(|(_, _, text)| text.contains("graphics device was lost")));
 }
+
+#[test]
+fn who_comes_in_the_last_epoch_changes_nothing() {
+    let mut start = small_run(4, 640, 5, 16, 2);
+    start.wait_for_nodes = 2;
+    start.plan.use_all_nodes = true;
+    let mut world = World::new(9, start, random_links(9, vec![laptop(); 3]));
+    world.at(0, Act::On(0));
+    world.at(0, Act::On(1));
+    world.at(SECOND, Act::Start);
+    to_epoch(&mut world, 1, 20);
+    let plans = world.plans().len();
+    world.at(world.now, Act::On(2));
+    finish(&mut world);
+    assert_eq!(world.plans().len(), plans, "{:#?}", world.events);
+    assert_eq!(redone(&world), 0);
+}

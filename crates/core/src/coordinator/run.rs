@@ -1,7 +1,7 @@
 //! One run: plan, prepare, phases, and starting again from the last checkpoint when somebody is gone.
 //!
 //! A generation either fills (epoch 0 through the pipeline, then a refill of what the cache lacks) or trains
-//! ([refill,] redistribution, then epochs from the cache). Every change of plan is a new generation from the newest
+//! (redistribution, then epochs from the cache), or only refills before it trains. Every change of plan is a new generation from the newest
 //! checkpoint; at the end of an epoch that checkpoint is the end of the epoch, so that nothing is redone. When a change is
 //! worth it is decided in `run/replan.rs`.
 
@@ -540,6 +540,11 @@ impl Run {
         self.persist(ctx);
         ctx.progress(self.id(), RunProgress::Planned { generation: self.generation, plan: plan.clone() });
         self.show(ctx, RunState::Preparing, "");
+        let mut plan = plan;
+        if self.needs_backbone && !self.fills {
+            // this generation only refills: no node holds the whole adapter beside its frozen layers, which fit without it
+            plan.train.clear();
+        }
         let assignment = Assignment {
             run: self.id(),
             generation: self.generation,
@@ -578,13 +583,14 @@ impl Run {
         }
     }
 
-    /// A train generation's way to its epochs: refill, redistribution, steps.
+    /// A train generation's way to its epochs: redistribution and steps; before, where something is missing, a generation
+    /// that only refills.
     fn complete_cache(&mut self, ctx: &mut Context) {
         let missing = self.missing();
         if missing.is_empty() {
             self.fruitless_refills = 0;
             self.force_backbone = false;
-            self.redistribute(ctx);
+            if self.needs_backbone { self.regenerate(ctx) } else { self.redistribute(ctx) }
         } else if self.needs_backbone {
             self.refill(ctx, missing);
         } else {

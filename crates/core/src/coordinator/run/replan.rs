@@ -120,6 +120,10 @@ impl Run {
             rehearsal => rehearsal.is_some(),
         };
         let has_reason = if is_at_checkpoint { self.weighing.drifts > 0 || is_ready || has_newcomers } else { has_newcomers && !is_ready };
+        // at the end of an epoch, `changes_at_epoch_end` decides (and after the fill epoch there is a new plan anyway)
+        if is_at_checkpoint && self.position().step == 0 {
+            return;
+        }
         let situation = Some((ctx.swarm.version, self.weighing.drifts, is_ready));
         if self.paused || !has_reason || self.weighing.seen == situation {
             return;
@@ -131,7 +135,7 @@ impl Run {
         // who has just come gets ready if that pays by the end of the run; a change here and now must pay by the epoch's
         let end = if is_at_checkpoint || kind == PhaseKind::Fill { end_of_epoch } else { self.start.spec.epochs * steps };
         let redone = if is_at_checkpoint { self.last_step.map_or(0, |(e, s)| (e * steps + s + 1).saturating_sub(at)) } else { 0 };
-        match self.weigh(ctx, kind, end.saturating_sub(at), redone) {
+        match self.weigh(ctx, kind, end.saturating_sub(at), redone, !is_at_checkpoint) {
             Verdict::After(plan, nodes) => self.rehearse(ctx, &plan, nodes),
             Verdict::Change if is_at_checkpoint => {
                 let at = self.position();
@@ -153,7 +157,7 @@ impl Run {
             return false;
         }
         let left = (self.start.spec.epochs - epoch) * steps_per_epoch(&self.start.spec);
-        match self.weigh(ctx, PhaseKind::Train, left, 0) {
+        match self.weigh(ctx, PhaseKind::Train, left, 0, true) {
             Verdict::Change => true,
             Verdict::After(plan, nodes) => {
                 self.rehearse(ctx, &plan, nodes);
@@ -173,7 +177,9 @@ impl Run {
         ctx.swarm.members.keys().copied().filter(|n| !self.considered.contains(n) && !self.is_left_out(ctx.now, *n)).collect()
     }
 
-    fn weigh(&mut self, ctx: &Context, kind: PhaseKind, horizon: u32, redone: u32) -> Verdict {
+    /// Compares the plan at work with the one that would be made now. `horizon`: steps in which a change must pay, `redone`:
+    /// steps that it throws away, `heeds_wish`: everybody is to take part if a person wished that, whether it pays or not.
+    fn weigh(&mut self, ctx: &Context, kind: PhaseKind, horizon: u32, redone: u32, heeds_wish: bool) -> Verdict {
         let is_fill = kind == PhaseKind::Fill;
         let Some(now) = &self.plan else { return Verdict::Stay };
         let Ok((next, considered)) = self.make_plan(ctx) else { return Verdict::Stay };
@@ -187,7 +193,7 @@ impl Run {
         let measured = pace.step_seconds().unwrap_or(expected);
         // by the planner, and by the busiest device alone: what neither of them knows of stays as it is
         let gain = (measured - predicted).min(self.busiest(ctx, now, is_fill) - self.busiest(ctx, &next, is_fill));
-        let is_wished = self.start.plan.use_all_nodes && !considered.is_subset(&self.considered) && redone == 0;
+        let is_wished = heeds_wish && horizon > 0 && self.start.plan.use_all_nodes && !considered.is_subset(&self.considered);
         let pays = gain >= LEAST_GAIN * measured && gain * f64::from(horizon) > self.price(ctx, &next, is_fill, redone, measured);
         if !is_wished && !pays {
             return Verdict::Stay;
