@@ -102,7 +102,9 @@ function times(list) {
   return { fill_seconds: list[0].seconds, fill_side_seconds: list[0].side_seconds ?? 0, train_seconds: median.seconds, train_side_seconds: median.side_seconds ?? 0 };
 }
 
-const off = (predicted, measured) => `${predicted >= measured ? "+" : "−"}${Math.abs((predicted / measured - 1) * 100).toFixed(0)} %`;
+function off(predicted, measured) {
+  return `${predicted >= measured ? "+" : "−"}${Math.abs((predicted / measured - 1) * 100).toFixed(0)} %`;
+}
 
 function print({ count, predicted, measured, stages }) {
   const cell = (name) => `${predicted[name].toFixed(2)} / ${measured[name].toFixed(2)} s (${off(predicted[name], measured[name])})`;

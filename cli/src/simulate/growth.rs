@@ -77,7 +77,7 @@ fn print_table(name: &str, points: &[Point]) {
 }
 
 fn draw(tables: &[(&str, Vec<Point>); 4], gflops: f64) -> String {
-    let times = |points: &[Point], of: fn(&Point) -> f64| points.iter().map(|p| (p.devices, of(p))).collect::<Vec<_>>();
+    let times = |points: &[Point], of: fn(&Point) -> f64| points.iter().map(|p| (p.devices, of(p))).filter(|p| p.1 > 0.0).collect::<Vec<_>>();
     let lines = |title: &str, cable: &[Point], wifi: &[Point]| Panel::Lines {
         title: format!("{title}: seconds of an epoch of 8 steps"),
         series: vec![
@@ -85,7 +85,7 @@ fn draw(tables: &[(&str, Vec<Point>); 4], gflops: f64) -> String {
             Series { name: "from the cache, cables", colour: "#2a9d8f", points: times(cable, |p| p.train_seconds) },
             Series { name: "fill, Wi-Fi", colour: "#e0861a", points: times(wifi, |p| p.fill_seconds) },
             Series { name: "from the cache, Wi-Fi", colour: "#c94f6d", points: times(wifi, |p| p.train_seconds) },
-            Series { name: "redistribution, Wi-Fi", colour: "#8e6fc9", points: times(wifi, |p| p.redistribution_seconds.max(1e-3)) },
+            Series { name: "redistribution, Wi-Fi", colour: "#8e6fc9", points: times(wifi, |p| p.redistribution_seconds) },
         ],
     };
     let panels = [

@@ -24,7 +24,7 @@ const LIMIT: Micros = 14 * 24 * 3600 * SECOND;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Medium {
-    /// Cables of 1 Gbit/s, 0.3 ms.
+    /// A cable of 1 Gbit/s from each device to a switch, 0.3 ms.
     Cable,
     /// One Wi-Fi cell of 400 Mbit/s, 3 ms.
     Wifi,
@@ -67,7 +67,8 @@ impl Setting {
         let specs = (0..devices).map(|i| DeviceSpec::new(format!("device {}", i + 1), self.gflops, 64_000_000_000, 1_000_000_000_000)).collect();
         let link = |mbit: f64, latency: Micros| LinkSpec { bytes_per_second: mbit * 1e6 / 8.0, latency, jitter: latency / 5, loss_per_hour: 0.0 };
         let (default_link, cells) = match self.medium {
-            Medium::Cable => (link(1000.0, 300), Vec::new()),
+            // the port of a device is shared by all its links: a cell of its own that carries both directions
+            Medium::Cable => (link(1000.0, 300), (0..devices as usize).map(|d| CellSpec { name: format!("port {d}"), bytes_per_second: 2.5e8, devices: vec![d] }).collect()),
             Medium::Wifi => (link(400.0, 3000), vec![CellSpec { name: "home".into(), bytes_per_second: 5e7, devices: (0..devices as usize).collect() }]),
         };
         House { devices: specs, network: NetworkSpec { default_link, links: BTreeMap::new(), cells }, computers: Vec::new() }
