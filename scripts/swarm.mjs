@@ -8,7 +8,6 @@ import https from "node:https";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { createHmac } from "node:crypto";
-import { chromium } from "playwright-core";
 
 const root = path.resolve(import.meta.dirname, "..");
 
@@ -37,18 +36,19 @@ export class Swarm {
   #browser = null;
   #contexts = [];
 
-  constructor({ profile = "release", dataDir = null, quiet = true, serverArguments = [] } = {}) {
+  constructor({ profile = "release", dataDir = null, quiet = true, listen = "127.0.0.1:0", serverArguments = [] } = {}) {
     this.profile = profile;
     this.ownsDataDir = dataDir === null;
     this.dataDir = dataDir ?? mkdtempSync(path.join(tmpdir(), "barycenter-"));
     this.quiet = quiet;
+    this.listen = listen;
     this.serverArguments = serverArguments;
     this.pageErrors = [];
   }
 
   /** Starts the server and waits until it prints its address. */
   async startServer() {
-    const child = this.#spawn("server", ["serve", "--data", this.dataDir, "--listen", "127.0.0.1:0", "--no-open", ...this.serverArguments]);
+    const child = this.#spawn("server", ["serve", "--data", this.dataDir, "--listen", this.listen, "--no-open", ...this.serverArguments]);
     this.server = child;
     const line = await firstLine(child, (text) => /https:\/\/\S+#k=\S+/.exec(text)?.[0], 30_000, "the server printed no address");
     this.inviteUrl = line;
@@ -65,13 +65,15 @@ export class Swarm {
     await kill(this.server, "SIGKILL");
   }
 
-  /** Starts a native node. */
-  startNativeNode(name, extra = []) {
-    return this.#spawn(name, ["node", "--join", this.inviteUrl, "--name", name, "--data", path.join(this.dataDir, `node-${name}`), ...extra]);
+  /** Starts a native node; `through`: a command that starts it (as `ip netns exec NAME`), `env`: its environment besides. */
+  startNativeNode(name, extra = [], { through = [], env = {} } = {}) {
+    return this.#spawn(name, ["node", "--join", this.inviteUrl, "--name", name, "--data", path.join(this.dataDir, `node-${name}`), ...extra], through, env);
   }
 
   /** Opens a page that joins by the invitation's URL. */
   async openPage(name, { backend = "cpu", viewport = { width: 390, height: 844 }, colorScheme = "light", page = "join", auto = true } = {}) {
+    // Only here: who opens no page needs no packages.
+    const { chromium } = await import("playwright-core");
     this.#browser ??= await chromium.launch({ executablePath: chromiumPath(), headless: true, args: CHROMIUM_FLAGS });
     const context = await this.#browser.newContext({ ignoreHTTPSErrors: true, viewport, colorScheme });
     this.#contexts.push(context);
@@ -158,8 +160,9 @@ export class Swarm {
     return { authorization: `Bearer ${this.token}`, "content-type": "application/json" };
   }
 
-  #spawn(label, args) {
-    const child = spawn(programPath(this.profile), args, { stdio: ["ignore", "pipe", "pipe"], env: { RUST_LOG: "warn", ...process.env } });
+  #spawn(label, args, through = [], env = {}) {
+    const [command, ...rest] = [...through, programPath(this.profile), ...args];
+    const child = spawn(command, rest, { stdio: ["ignore", "pipe", "pipe"], env: { RUST_LOG: "warn", ...process.env, ...env } });
     this.#children.push(child);
     child.tail = [];
     for (const stream of [child.stdout, child.stderr]) {

@@ -32,7 +32,7 @@ enum Command {
     Generate(generate::Options),
     /// Compares what the engine computes with the references in a golden folder; fails where one is above tolerance.
     Verify(verify::Options),
-    /// Predicts runs without running them.
+    /// Predicts runs without running them: a household in virtual time, growth, or the paper's testbed.
     Simulate(simulate::Options),
     /// Measures what the method is compared with.
     #[command(subcommand)]

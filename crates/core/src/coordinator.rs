@@ -5,6 +5,7 @@ mod books;
 mod cache;
 mod links;
 mod messages;
+mod pace;
 mod run;
 mod stall;
 mod swarm;

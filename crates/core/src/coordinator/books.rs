@@ -32,6 +32,8 @@ pub(super) struct ClosedStep {
     pub seconds: f64,
     /// Whether the reported samples are exactly the mini-batch.
     pub is_exact: bool,
+    /// What every node reported.
+    pub reports: Vec<(NodeId, StepReport)>,
 }
 
 impl Books {
@@ -100,7 +102,7 @@ impl Books {
         let mut wanted: Vec<_> = self.order.iter().flat_map(|(_, order)| order.mini_batch(at.1)).map(|s| s.sample).collect();
         wanted.sort();
         samples.sort();
-        Some(ClosedStep { sums, gradient_norm, seconds: took, is_exact: samples == wanted })
+        Some(ClosedStep { sums, gradient_norm, seconds: took, is_exact: samples == wanted, reports: reports.into_iter().collect() })
     }
 
     /// An epoch whose last step is done, the first time it is asked for.

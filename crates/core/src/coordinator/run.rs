@@ -1,11 +1,15 @@
 //! One run: plan, prepare, phases, and starting again from the last checkpoint when somebody is gone.
 //!
 //! A generation either fills (epoch 0 through the pipeline, then a refill of what the cache lacks) or trains
-//! ([refill,] redistribution, then epochs from the cache). Every change of plan is a new generation from the newest
-//! checkpoint; at the end of an epoch that checkpoint is the end of the epoch, so that nothing is redone.
+//! (redistribution, then epochs from the cache), or only refills before it trains. Every change of plan is a new generation from the newest
+//! checkpoint; at the end of an epoch that checkpoint is the end of the epoch, so that nothing is redone. When a change is
+//! worth it is decided in `run/replan.rs`.
+
+mod replan;
 
 use super::books::Books;
 use super::cache::{self, Held};
+use super::pace::Pace;
 use super::stall::Stall;
 use super::swarm::Context;
 use super::{CoordinatorOutput, Level, Patience, RunProgress, RunSnapshot, RunStart, StepRecord};
@@ -17,6 +21,7 @@ use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{Assignment, CheckpointRef, FromNode, Holding, Phase, PhaseKind, StepReport, ToNode};
 use barycenter_protocol::plan::Plan;
 use barycenter_protocol::{Generation, NodeId, RunId};
+use replan::{Rehearsal, Weighing};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long the end of an epoch waits for its checkpoint before it is redone from the one before.
@@ -71,6 +76,8 @@ pub(super) struct Run {
     pub start: RunStart,
     order: SampleOrder,
     generation: Generation,
+    /// Highest generation used, by a plan or by devices that get ready for one.
+    used: Generation,
     checkpoint: Option<CheckpointRef>,
     paused: bool,
     fresh: Fresh,
@@ -90,6 +97,14 @@ pub(super) struct Run {
     holdings: BTreeMap<NodeId, Held>,
     books: Books,
     stall: Stall,
+    fill_pace: Pace,
+    train_pace: Pace,
+    weighing: Weighing,
+    rehearsal: Option<Rehearsal>,
+    /// Last step that all have reported.
+    last_step: Option<(u32, u32)>,
+    prepare_began: Option<Micros>,
+    prepare_seconds: Option<f64>,
 }
 
 impl Run {
@@ -110,6 +125,7 @@ impl Run {
             order: SampleOrder::of(&start.spec),
             start,
             generation,
+            used: generation,
             checkpoint,
             paused,
             fresh,
@@ -128,6 +144,13 @@ impl Run {
             holdings: BTreeMap::new(),
             books,
             stall: Stall::default(),
+            fill_pace: Pace::default(),
+            train_pace: Pace::default(),
+            weighing: Weighing::default(),
+            rehearsal: None,
+            last_step: None,
+            prepare_began: None,
+            prepare_seconds: None,
         }
     }
 
@@ -166,7 +189,7 @@ impl Run {
         let (steps, epoch_seconds) = self.books.save(ctx.now, at.epoch, at.step);
         let snapshot = RunSnapshot {
             start: self.start.clone(),
-            generation: self.generation,
+            generation: self.used,
             checkpoint: self.checkpoint,
             paused: self.paused,
             nodes: self.nodes_before,
@@ -224,6 +247,8 @@ impl Run {
         ctx.progress(self.id(), RunProgress::Checkpoint(checkpoint));
         if let State::Boundary { epoch, .. } = self.state {
             self.boundary(ctx, epoch);
+        } else {
+            self.weigh_amid(ctx, true);
         }
     }
 
@@ -234,6 +259,9 @@ impl Run {
         self.holdings.remove(&node);
         self.excluded.remove(&node);
         self.stall.moved(node);
+        self.fill_pace.forget(node);
+        self.train_pace.forget(node);
+        self.leaves_rehearsal(node);
         self.lose(ctx, node, name);
     }
 
@@ -262,6 +290,7 @@ impl Run {
         ctx.event(Level::Warning, format!("{name}: {reason}"));
         self.holdings.remove(&node);
         let failures = self.excluded.get(&node).map_or(0, |e| e.failures) + 1;
+        self.leaves_rehearsal(node);
         self.excluded.insert(node, Exclusion { failures, until: ctx.now + (LEFT_OUT << (failures - 1)), reason: reason.clone() });
         self.lose(ctx, node, &name);
         if !self.is_over() && ctx.swarm.members.keys().all(|n| self.excluded.get(n).is_some_and(Exclusion::is_final)) {
@@ -281,6 +310,9 @@ impl Run {
     }
 
     pub fn message(&mut self, ctx: &mut Context, node: NodeId, message: FromNode) {
+        if self.rehearsal_message(ctx, node, &message) {
+            return;
+        }
         let current = |generation: Generation| generation == self.generation && self.participants.contains(&node);
         match message {
             FromNode::Prepared { generation, holdings } if current(generation) => {
@@ -344,12 +376,19 @@ impl Run {
                 let text = format!("the checkpoint at the end of epoch {} did not arrive", epoch);
                 self.again(ctx, text);
             }
+            State::Phase { .. } => self.weigh_amid(ctx, false),
             _ => {}
+        }
+        for node in self.late_for_rehearsal(ctx) {
+            ctx.dropped.push((node, "it did not get ready in time".into()));
         }
     }
 
     /// How long a node may be silent: a page whose processor is busy with a long job, or with reading weights, says nothing.
     pub fn patience_with(&self, node: NodeId, patience: &Patience) -> Micros {
+        if self.rehearses(node) {
+            return patience.silent.max(BUSY_PREPARING);
+        }
         if !self.participants.contains(&node) {
             return patience.silent;
         }
@@ -365,6 +404,10 @@ impl Run {
     }
 
     pub fn deadline(&self, ctx: &Context) -> Option<Micros> {
+        [self.state_deadline(ctx), self.rehearsal_deadline(ctx)].into_iter().flatten().min()
+    }
+
+    fn state_deadline(&self, ctx: &Context) -> Option<Micros> {
         match &self.state {
             State::Gathering { since } => {
                 let steps = [ctx.patience.restore, ctx.patience.links];
@@ -400,6 +443,7 @@ impl Run {
     }
 
     fn abort(&mut self, ctx: &mut Context) {
+        self.end_rehearsal(ctx);
         self.plan = None;
         for node in std::mem::take(&mut self.participants) {
             ctx.tell(node, ToNode::Abort { generation: self.generation });
@@ -454,7 +498,7 @@ impl Run {
     }
 
     fn make_plan(&self, ctx: &Context) -> Result<(Plan, BTreeSet<NodeId>), planner::PlanError> {
-        let measured = linked_subset(&ctx.swarm.measurements(|n| !self.is_left_out(ctx.now, n)));
+        let measured = self.corrected(linked_subset(&ctx.swarm.measurements(|n| !self.is_left_out(ctx.now, n))));
         let considered = measured.devices.iter().map(|d| d.node).collect();
         Ok((planner::plan(&self.start.cost, &measured, self.start.spec.batch, &self.start.plan)?, considered))
     }
@@ -471,7 +515,18 @@ impl Run {
         for node in self.participants.difference(&nodes) {
             ctx.tell(*node, ToNode::Abort { generation: self.generation });
         }
-        self.generation.0 += 1;
+        if let Some(rehearsal) = self.rehearsal.take() {
+            for node in rehearsal.pending.into_keys().chain(rehearsal.ready).filter(|n| !nodes.contains(n)) {
+                ctx.tell(node, ToNode::Abort { generation: rehearsal.generation });
+            }
+        }
+        self.used.0 += 1;
+        self.generation = self.used;
+        self.fill_pace.expect(plan.fill_step_seconds);
+        self.train_pace.expect(plan.train_step_seconds);
+        self.weighing = Weighing::default();
+        self.last_step = None;
+        self.prepare_began = Some(ctx.now);
         let known: Vec<_> = nodes.iter().filter_map(|n| self.holdings.get(n)).collect();
         let lacks = !cache::missing(&self.start.spec, known.iter().copied()).is_empty();
         self.fills = at.epoch == 0 && lacks;
@@ -485,6 +540,11 @@ impl Run {
         self.persist(ctx);
         ctx.progress(self.id(), RunProgress::Planned { generation: self.generation, plan: plan.clone() });
         self.show(ctx, RunState::Preparing, "");
+        let mut plan = plan;
+        if self.needs_backbone && !self.fills {
+            // this generation only refills: no node holds the whole adapter beside its frozen layers, which fit without it
+            plan.train.clear();
+        }
         let assignment = Assignment {
             run: self.id(),
             generation: self.generation,
@@ -523,13 +583,14 @@ impl Run {
         }
     }
 
-    /// A train generation's way to its epochs: refill, redistribution, steps.
+    /// A train generation's way to its epochs: redistribution and steps; before, where something is missing, a generation
+    /// that only refills.
     fn complete_cache(&mut self, ctx: &mut Context) {
         let missing = self.missing();
         if missing.is_empty() {
             self.fruitless_refills = 0;
             self.force_backbone = false;
-            self.redistribute(ctx);
+            if self.needs_backbone { self.regenerate(ctx) } else { self.redistribute(ctx) }
         } else if self.needs_backbone {
             self.refill(ctx, missing);
         } else {
@@ -590,6 +651,7 @@ impl Run {
         if matches!(kind, PhaseKind::Fill | PhaseKind::Train) {
             self.books.begin(ctx.now, epoch);
         }
+        self.note_prepared(ctx.now);
         let seconds_left = self.seconds_left(self.position().optimiser_steps);
         ctx.progress(self.id(), RunProgress::Phase { phase: kind, epoch, seconds_left });
         self.show(ctx, RunState::Running, "");
@@ -646,15 +708,8 @@ impl Run {
         if epoch >= self.start.spec.epochs {
             return self.boundary(ctx, epoch);
         }
-        if step == 0
-            && let Ok((plan, considered)) = self.make_plan(ctx)
-            && !considered.is_subset(&self.considered)
-        {
-            let uses_new = plan.train.iter().any(|m| !self.considered.contains(&m.node));
-            if uses_new {
-                return self.boundary(ctx, epoch);
-            }
-            self.considered.extend(considered);
+        if step == 0 && self.changes_at_epoch_end(ctx, epoch) {
+            return self.boundary(ctx, epoch);
         }
         self.begin_train(ctx, epoch, step, false);
     }
@@ -690,6 +745,8 @@ impl Run {
         for node in &done_by {
             self.excluded.remove(node);
         }
+        self.last_step = Some((epoch, step));
+        self.note_pace(ctx, is_fill, closed.seconds, &closed.reports);
         if !closed.is_exact {
             ctx.event(Level::Bad, format!("Step {step} of epoch {epoch} was computed on other samples than planned: please report this."));
         }

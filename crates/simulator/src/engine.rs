@@ -1,19 +1,19 @@
 //! An engine without arithmetic: it counts. An adapter is, for every layer, how often each (epoch, sample) went into it;
 //! so "each sample counts exactly once per epoch" can be read off the final state, layer by layer.
 
+use crate::timing::{Costs, Seconds};
 use barycenter_core::io::{BlobId, Job, JobResult, LossPart, RowsIn, StagePart};
 use barycenter_protocol::control::{Assignment, CheckpointRef, Holding};
 use barycenter_protocol::peer::{MicroKey, StepKey};
-use barycenter_protocol::plan::ModelCost;
 use barycenter_protocol::{Generation, SampleId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// (layer, epoch, sample) → how often.
-pub type Counts = BTreeMap<(u32, u32, u32), u32>;
+pub(crate) type Counts = BTreeMap<(u32, u32, u32), u32>;
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Blob {
+pub(crate) enum Blob {
     /// Activations after `layers` layers.
     Rows { key: MicroKey, samples: Vec<SampleId>, layers: u32 },
     /// Side gradients at the input of layer `layer`.
@@ -24,21 +24,16 @@ pub enum Blob {
     Entries { sample: SampleId, taps: Range<u32> },
 }
 
-impl Blob {
-    /// Bytes it would have on the wire.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Self::Rows { samples, .. } => 4000 * samples.len() as u64,
-            Self::Gradients { samples, .. } => 500 * samples.len() as u64,
-            Self::Shard { of, .. } => 20_000 / u64::from((*of).max(1)),
-            Self::Entries { taps, .. } => 1000 * u64::from(taps.end - taps.start),
-        }
-    }
+/// A blob and the bytes it would have on the wire.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Data {
+    pub blob: Blob,
+    pub bytes: u64,
 }
 
 /// A checkpoint or a part of one.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Adapter {
+pub(crate) struct Adapter {
     pub layers: BTreeSet<u32>,
     pub counts: Counts,
     pub optimiser_steps: u32,
@@ -55,27 +50,36 @@ struct Prepared {
 }
 
 /// What a device's storage keeps over sessions: taps of samples.
-pub type Cache = BTreeSet<(u32, u32)>;
+pub(crate) type Cache = BTreeSet<(u32, u32)>;
 
 #[derive(Debug, Default)]
-pub struct Engine {
-    pub blobs: BTreeMap<BlobId, Blob>,
+pub(crate) struct Engine {
+    pub blobs: BTreeMap<BlobId, Data>,
     next_blob: u64,
     prepared: Option<Prepared>,
 }
 
 /// What a finished job gave, and the part of a checkpoint it wants to upload.
-pub struct Finished {
+pub(crate) struct Finished {
     pub result: JobResult,
     pub upload: Option<(Generation, CheckpointRef, Adapter)>,
 }
 
 impl Engine {
-    pub fn put(&mut self, blob: Blob) -> BlobId {
+    pub fn put(&mut self, data: Data) -> BlobId {
         let id = BlobId(self.next_blob);
         self.next_blob += 1;
-        self.blobs.insert(id, blob);
+        self.blobs.insert(id, data);
         id
+    }
+
+    fn blob(&self, id: BlobId) -> &Blob {
+        &self.blobs.get(&id).expect("a live blob").blob
+    }
+
+    /// Place in the pipeline of the generation prepared, and adapter parameters held.
+    pub fn part(&self, costs: &Costs) -> (Option<StagePart>, u64) {
+        self.prepared.as_ref().map_or((None, 0), |p| (p.part.clone(), costs.adapter_parameters(p.adapter.layers.iter().copied())))
     }
 
     pub fn cancel(&mut self) {
@@ -83,23 +87,23 @@ impl Engine {
     }
 
     /// Bytes held now: what the planner's model says of weights, adapter and samples in flight.
-    pub fn memory(&self, cost: &ModelCost, sample_bytes: impl Fn(&Range<u32>) -> u64) -> u64 {
+    pub fn memory(&self, costs: &Costs, max_tokens: u32) -> u64 {
         let Some(p) = &self.prepared else { return 0 };
-        let weights = |l: u32| cost.layers[l as usize].weight_bytes;
-        let parameters = |l: u32| 16 * cost.layers[l as usize].adapter_parameters;
-        let backbone: u64 = p.part.iter().filter(|_| p.backbone).flat_map(|part| part.layers.clone()).map(weights).sum();
-        let adapter: u64 = p.adapter.layers.iter().map(|l| parameters(*l)).sum();
+        let of = |l: u32| &costs.model.layers[l as usize];
+        let backbone: u64 = p.part.iter().filter(|_| p.backbone).flat_map(|part| costs.weight_bytes(Some(part), false)).map(|w| w.1).sum();
+        let adapter = 16 * costs.adapter_parameters(p.adapter.layers.iter().copied());
         let kept: u64 = p.kept.values().map(|s| s.len() as u64).sum();
-        backbone + adapter + kept * p.part.as_ref().map_or(0, |part| sample_bytes(&part.layers))
+        let per_token: u64 = p.part.iter().flat_map(|part| part.layers.clone()).map(|l| of(l).activation_bytes).sum();
+        backbone + adapter + kept * per_token * u64::from(max_tokens)
     }
 
-    /// Bytes of frozen layers held.
+    /// Whether frozen layers are held.
     pub fn has_backbone(&self) -> bool {
         self.prepared.as_ref().is_some_and(|p| p.backbone)
     }
 
     /// Does a job. `stored` is the checkpoint that the server hands out.
-    pub fn finish(&mut self, job: Job, cache: &mut Cache, stored: Option<&(CheckpointRef, Adapter)>) -> Finished {
+    pub fn finish(&mut self, job: Job, took: Seconds, costs: &Costs, cache: &mut Cache, stored: Option<&(CheckpointRef, Adapter)>) -> Finished {
         let mut upload = None;
         let result = match job {
             Job::Prepare { assignment, part, train_slots } => self.prepare(assignment, part, train_slots, cache, stored),
@@ -111,13 +115,14 @@ impl Engine {
                 upload = Some((next.generation, CheckpointRef { epoch: next.epoch, step: next.step, optimiser_steps }, p.adapter.clone()));
                 JobResult::CheckpointTaken
             }
-            job => self.compute(job, cache),
+            job => self.compute(job, took, costs, cache),
         };
         Finished { result, upload }
     }
 
     fn prepare(&mut self, assignment: Box<Assignment>, part: Option<StagePart>, train_slots: Option<Range<u32>>, cache: &Cache, stored: Option<&(CheckpointRef, Adapter)>) -> JobResult {
-        if assignment.checkpoint != stored.map(|s| s.0) {
+        // as the real node: without a checkpoint to restore, it does not ask for one
+        if assignment.checkpoint.is_some() && assignment.checkpoint != stored.map(|s| s.0) {
             return JobResult::Failed { reason: format!("asked for the checkpoint {:?}, the server has {:?}", assignment.checkpoint, stored.map(|s| s.0)) };
         }
         let layers: BTreeSet<u32> = match (&part, assignment.fills) {
@@ -125,7 +130,7 @@ impl Engine {
             (_, false) if train_slots.is_some() => (0..assignment.spec.layers).collect(),
             _ => BTreeSet::new(),
         };
-        let mut adapter = stored.map(|s| s.1.clone()).unwrap_or_default();
+        let mut adapter = stored.filter(|_| assignment.checkpoint.is_some()).map(|s| s.1.clone()).unwrap_or_default();
         adapter.counts.retain(|(l, ..), _| layers.contains(l));
         adapter.layers = layers;
         let backbone = assignment.needs_backbone && part.is_some();
@@ -134,11 +139,10 @@ impl Engine {
         result
     }
 
-    fn compute(&mut self, job: Job, cache: &mut Cache) -> JobResult {
+    fn compute(&mut self, job: Job, took: Seconds, costs: &Costs, cache: &mut Cache) -> JobResult {
         let mut p = self.prepared.take().expect("work comes after Prepare");
-        let labels = |s: &SampleId| u64::from(p.assignment.spec.sample_sizes[s.0 as usize].labels);
-        let whole: BTreeSet<u32> = (0..p.assignment.spec.layers).collect();
-        let loss = |samples: &[SampleId]| LossPart { loss_sum: samples.iter().map(|s| labels(s) as f64).sum(), tokens: samples.iter().map(labels).sum() };
+                let whole: BTreeSet<u32> = (0..p.assignment.spec.layers).collect();
+        let loss = |samples: &[SampleId]| LossPart { loss_sum: costs.labels(samples) as f64, tokens: costs.labels(samples) };
         let result = match job {
             Job::Forward { key, samples, inputs, outputs, cache_write, total_labels } => {
                 let part = p.part.clone().expect("a stage");
@@ -156,8 +160,9 @@ impl Engine {
                     cache.extend(samples.iter().flat_map(|s| part.taps.clone().map(|t| (s.0, t))));
                 }
                 let loss = (part.is_last && !key.forward_only).then(|| loss(&samples));
-                let outputs = outputs.into_iter().map(|rows| self.put(Blob::Rows { key, samples: rows.samples, layers: part.layers.end })).collect();
-                JobResult::ForwardDone { outputs, loss, backbone_seconds: 0.01, side_seconds: 0.001 }
+                let data = |samples: Vec<SampleId>| Data { bytes: costs.activation_bytes(&samples, key.forward_only), blob: Blob::Rows { key, samples, layers: part.layers.end } };
+                let outputs = outputs.into_iter().map(|rows| self.put(data(rows.samples))).collect();
+                JobResult::ForwardDone { outputs, loss, backbone_seconds: took.backbone, side_seconds: took.side }
             }
             Job::Backward { key, samples, inputs, outputs } => {
                 let part = p.part.clone().expect("a stage");
@@ -168,8 +173,9 @@ impl Engine {
                 for (layer, sample) in part.layers.clone().flat_map(|l| samples.iter().map(move |s| (l, s))) {
                     *p.gradient.entry((layer, key.step.epoch, sample.0)).or_default() += 1;
                 }
-                let outputs = outputs.into_iter().map(|rows| self.put(Blob::Gradients { key, samples: rows.samples, layer: part.layers.start })).collect();
-                JobResult::BackwardDone { outputs, side_seconds: 0.002 }
+                let data = |samples: Vec<SampleId>| Data { bytes: costs.gradient_bytes(&samples), blob: Blob::Gradients { key, samples, layer: part.layers.start } };
+                let outputs = outputs.into_iter().map(|rows| self.put(data(rows.samples))).collect();
+                JobResult::BackwardDone { outputs, side_seconds: took.side }
             }
             Job::CachedStep { key, samples, .. } => {
                 assert_eq!(p.adapter.layers, whole);
@@ -180,19 +186,25 @@ impl Engine {
                 for sample in &samples {
                     assert!((0..=p.assignment.spec.layers).all(|t| cache.contains(&(sample.0, t))), "sample {sample} is not in the cache");
                 }
-                JobResult::CachedStepDone { loss: loss(&samples), side_seconds: 0.003 }
+                JobResult::CachedStepDone { loss: loss(&samples), side_seconds: took.side }
             }
             Job::MeasureGradient { .. } => JobResult::GradientMeasured { squared_norm: p.gradient.len() as f64 },
             Job::ReadGradient { key, shards } => {
-                let of = u32::from(shards);
-                let shard = |index: u32| Blob::Shard { key, index, of, counts: p.gradient.iter().filter(|((l, ..), _)| l % of == index).map(|(k, v)| (*k, *v)).collect() };
-                JobResult::GradientRead { shards: (0..of).map(|i| self.put(shard(i))).collect() }
+                let of = u32::from(shards).max(1);
+                let mut counts = vec![Counts::new(); of as usize];
+                for (k, v) in &p.gradient {
+                    counts[(k.0 % of) as usize].insert(*k, *v);
+                }
+                let bytes = 4 * costs.adapter_parameters(p.adapter.layers.iter().copied()) / u64::from(of);
+                JobResult::GradientRead { shards: counts.into_iter().zip(0..).map(|(counts, index)| self.put(Data { blob: Blob::Shard { key, index, of, counts }, bytes })).collect() }
             }
             Job::SumShard { key, inputs } => {
                 let mut sum = Counts::new();
                 let mut which = BTreeSet::new();
+                let mut bytes = 0;
                 for input in &inputs {
-                    let Some(Blob::Shard { key: k, index, of, counts }) = self.blobs.get(input) else { panic!("a shard") };
+                    bytes = self.blobs.get(input).map_or(0, |d| d.bytes);
+                    let Blob::Shard { key: k, index, of, counts } = self.blob(*input) else { panic!("a shard") };
                     assert_eq!((*k, *of), (key, inputs.len() as u32));
                     which.insert(*index);
                     counts.iter().for_each(|(k, v)| *sum.entry(*k).or_default() += v);
@@ -200,14 +212,14 @@ impl Engine {
                 assert_eq!(which.len(), 1, "inputs of one shard");
                 let index = which.pop_first().expect("one");
                 let squared_norm = sum.len() as f64;
-                JobResult::ShardSummed { blob: self.put(Blob::Shard { key, index, of: inputs.len() as u32, counts: sum }), squared_norm }
+                JobResult::ShardSummed { blob: self.put(Data { blob: Blob::Shard { key, index, of: inputs.len() as u32, counts: sum }, bytes }), squared_norm }
             }
             Job::ApplyUpdate { key, shards, optimiser_step, .. } => {
                 assert_eq!(p.adapter.optimiser_steps, optimiser_step, "steps in order");
                 let update = if shards.is_empty() { p.gradient.clone() } else { Counts::new() };
                 let mut parts = vec![update];
                 for (at, shard) in shards.iter().enumerate() {
-                    let Some(Blob::Shard { key: k, index, of, counts }) = self.blobs.get(shard) else { panic!("a shard") };
+                    let Blob::Shard { key: k, index, of, counts } = self.blob(*shard) else { panic!("a shard") };
                     assert_eq!((*k, *index as usize, *of as usize), (key, at, shards.len()));
                     parts.push(counts.clone());
                 }
@@ -218,7 +230,7 @@ impl Engine {
                 }
                 p.adapter.optimiser_steps += 1;
                 p.gradient.clear();
-                JobResult::Applied { side_seconds: 0.001 }
+                JobResult::Applied { side_seconds: took.side }
             }
             Job::EvaluateHeldOut { samples, .. } => {
                 for sample in &samples {
@@ -228,12 +240,13 @@ impl Engine {
             }
             Job::ReadCache { sample, taps } => {
                 assert!(taps.clone().all(|t| cache.contains(&(sample.0, t))));
-                let lengths = taps.clone().map(|_| 1000).collect();
-                JobResult::CacheRead { blob: self.put(Blob::Entries { sample, taps }), lengths }
+                let lengths = taps.clone().map(|_| costs.entry_bytes(sample, 1) as u32).collect();
+                let bytes = costs.entry_bytes(sample, taps.end - taps.start);
+                JobResult::CacheRead { blob: self.put(Data { blob: Blob::Entries { sample, taps }, bytes }), lengths }
             }
             Job::WriteCache { sample, first_tap, lengths, blob } => {
                 let taps = first_tap..first_tap + lengths.len() as u32;
-                assert_eq!(self.blobs.get(&blob), Some(&Blob::Entries { sample, taps: taps.clone() }));
+                assert_eq!(self.blob(blob), &Blob::Entries { sample, taps: taps.clone() });
                 cache.extend(taps.map(|t| (sample.0, t)));
                 JobResult::CacheWritten
             }
@@ -256,7 +269,7 @@ impl Engine {
         want.sort();
         assert_eq!(got, want);
         for input in inputs {
-            check(self.blobs.get(&input.blob).expect("a live blob"), &input.samples);
+            check(self.blob(input.blob), &input.samples);
         }
     }
 }

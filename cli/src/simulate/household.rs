@@ -1,0 +1,125 @@
+//! `barycenter simulate HOUSE.json --model FOLDER`: a run in a household of a file.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use barycenter_core::household::Household;
+use barycenter_core::io::{Micros, SECOND};
+use barycenter_model::{ModelConfig, names};
+use barycenter_protocol::plan::ModelCost;
+use barycenter_simulator::{Job, gantt, job, report};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Household time after which a run is given up: a month.
+const LIMIT: Micros = 30 * 24 * 3600 * SECOND;
+
+/// What to simulate.
+#[derive(clap::Args)]
+pub struct HouseOptions {
+    /// A household file, as assets/households has them.
+    pub house: Option<PathBuf>,
+    /// Model folder; config.json is enough.
+    #[arg(long, default_value = "assets/demo")]
+    pub model: PathBuf,
+    /// Epochs, the fill epoch included.
+    #[arg(long, default_value_t = 3)]
+    pub epochs: u32,
+    /// Mini-batch.
+    #[arg(long, default_value_t = 16)]
+    pub batch: u32,
+    /// Training samples; a tenth as many are held out.
+    #[arg(long, default_value_t = 400)]
+    pub samples: u32,
+    /// Mean tokens of a sample.
+    #[arg(long, default_value_t = 64)]
+    pub tokens: u32,
+    /// Part of the tokens that is labelled.
+    #[arg(long, default_value_t = 0.5)]
+    pub labelled: f64,
+    /// Reduction k.
+    #[arg(long, default_value_t = 8)]
+    pub reduction: u32,
+    /// Every device takes part, even where it slows the others down.
+    #[arg(long)]
+    pub use_all: bool,
+    /// Pipeline stages at least.
+    #[arg(long, default_value_t = 1)]
+    pub min_stages: u32,
+    /// Seed of sample sizes, sample order and network.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write a Gantt chart.
+    #[arg(long)]
+    pub svg: Option<PathBuf>,
+    /// Write the report as JSON.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// Simulates and prints.
+pub fn run(options: &HouseOptions) -> Result<ExitCode> {
+    let path = options.house.as_ref().context("no household file was named")?;
+    let household = read(path)?;
+    let job = options.job()?;
+    let cost = model_cost(&options.model, options.reduction, f64::from(options.tokens))?;
+    let name = options.model.file_name().map_or_else(|| "the model".into(), |n| n.to_string_lossy().into_owned());
+    let mut world = job::world(&household, job.start(&name, cost), options.seed);
+    let last_join = household.devices.iter().map(|d| (d.joins_at_seconds * SECOND as f64) as Micros).max().unwrap_or(0);
+    let outcome = job::run_to_end(&mut world, last_join, LIMIT);
+    let report = report(&world);
+    println!("{}", report.text());
+    outcome.map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    if let Some(svg) = &options.svg {
+        let title = format!("{}: {} epochs of {} samples on {name}", household.name, options.epochs, options.samples);
+        write(svg, &gantt(&world, &title))?;
+    }
+    if let Some(json) = &options.json {
+        write(json, &serde_json::to_string_pretty(&report)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl HouseOptions {
+    /// The run they ask for.
+    pub fn job(&self) -> Result<Job> {
+        for (value, name) in [(self.epochs, "--epochs"), (self.batch, "--batch"), (self.samples, "--samples"), (self.tokens, "--tokens"), (self.reduction, "--reduction")] {
+            ensure!((1..=1_000_000).contains(&value), "{name} is {value}: give 1 to 1000000");
+        }
+        ensure!((0.0..=1.0).contains(&self.labelled), "--labelled is {}: give a part between 0 and 1", self.labelled);
+        Ok(Job {
+            samples: self.samples,
+            held_out: self.samples / 10,
+            tokens: self.tokens,
+            labelled: self.labelled,
+            batch: self.batch,
+            epochs: self.epochs,
+            reduction: self.reduction,
+            min_stages: self.min_stages,
+            use_all_nodes: self.use_all,
+            seed: self.seed,
+        })
+    }
+}
+
+/// Reads a household file.
+pub fn read(path: &Path) -> Result<Household> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read: name a household file, as assets/households has them", path.display()))?;
+    Household::parse(&text).with_context(|| path.display().to_string())
+}
+
+/// What the layers of a model cost. Weights that are not there count as f16.
+pub fn model_cost(folder: &Path, reduction: u32, mean_tokens: f64) -> Result<ModelCost> {
+    let config = ModelConfig::from_folder(folder)?;
+    barycenter_server::side::adapter_parameter_count(&config, reduction).map_err(|sentence| anyhow!(sentence))?;
+    let files = std::fs::read_dir(folder)?.filter_map(|entry| entry.ok());
+    let weights = files.filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+    let stored: u64 = weights.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
+    let bytes = if stored > 0 { stored } else { 2 * names::parameter_count(&config) as u64 };
+    Ok(barycenter_server::side::model_cost(&config, reduction, bytes, mean_tokens))
+}
+
+/// Writes a file whole.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+    println!("written to {}", path.display());
+    Ok(())
+}

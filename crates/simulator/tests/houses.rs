@@ -1,0 +1,60 @@
+//! The households of `assets/households`: each runs, and its chart and report hold together.
+
+use barycenter_core::cost::{Dimensions, model_cost};
+use barycenter_core::household::Household;
+use barycenter_core::io::{Micros, SECOND};
+use barycenter_simulator::{Job, World, gantt, job, report};
+use std::path::Path;
+
+/// A model like SmolLM-135M, in f16, with so many layers.
+fn dimensions(layers: u32) -> Dimensions {
+    Dimensions { layers, width: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn_width: 1536, vocab: 49152, reduction: 8, weight_bytes: 2, mean_tokens: 64, tied_head: true }
+}
+
+fn run(file: &str, layers: u32) -> World {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/households").join(file);
+    let household = Household::parse(&std::fs::read_to_string(path).expect("the file is there")).expect("a household");
+    let job = Job { samples: 32, held_out: 4, tokens: 64, labelled: 0.5, batch: 16, epochs: 2, reduction: 8, min_stages: 1, use_all_nodes: false, seed: 1 };
+    let mut world = job::world(&household, job.start("SmolLM-135M", model_cost(&dimensions(layers))), 1);
+    let last_join = household.devices.iter().map(|d| (d.joins_at_seconds * SECOND as f64) as Micros).max().unwrap_or(0);
+    job::run_to_end(&mut world, last_join, 24 * 3600 * SECOND).expect("the run ends");
+    let report = report(&world);
+    assert_eq!((report.state.as_str(), report.epochs.len()), ("done", 2));
+    for device in &report.devices {
+        let all = device.compute_seconds + device.prepare_seconds + device.send_seconds + device.wait_seconds + device.rest_seconds + device.away_seconds;
+        assert!((all - report.seconds).abs() < 1e-3, "{}: {all} of {} s", device.name, report.seconds);
+    }
+    let svg = gantt(&world, &household.name);
+    assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+    assert!(report.text().contains("AllReduce"));
+    world
+}
+
+#[test]
+fn a_couple_with_two_phones_and_a_laptop() {
+    run("couple.json", 30);
+}
+
+#[test]
+fn a_family_of_seven_devices() {
+    run("family.json", 30);
+}
+
+#[test]
+fn a_classroom_of_thirty_chromebooks() {
+    // few layers: planning for so many devices takes time in everyday builds
+    let world = run("classroom.json", 3);
+    assert_eq!(world.plans()[0].1.reasons.len(), 30);
+}
+
+#[test]
+fn a_desktop_with_a_gpu_is_left_alone_by_weak_phones() {
+    let world = run("gaming.json", 30);
+    assert!(world.plans().iter().all(|(_, plan)| plan.nodes().len() == 1 && world.device_of(plan.nodes()[0]) == Some(0)));
+    assert_eq!(world.sent_to_peers, 0);
+}
+
+#[test]
+fn the_papers_rack_of_jetson_nanos() {
+    run("jetson-rack.json", 30);
+}

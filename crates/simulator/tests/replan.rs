@@ -1,0 +1,181 @@
+//! Re-planning: on drift and on join, with hysteresis, make before break, and the price of a change counted in.
+
+use barycenter_core::coordinator::RunProgress;
+use barycenter_core::io::{Micros, SECOND};
+use barycenter_protocol::control::PhaseKind;
+use barycenter_simulator::chaos::{LIMIT, random_links, small_run};
+use barycenter_simulator::{Act, DeviceSpec, World};
+
+/// So slow that sharing pays even over slow links: a fill step takes seconds, a train step half a second.
+fn laptop() -> DeviceSpec {
+    DeviceSpec::new("laptop", 5.0, 1_000_000_000, 1_000_000_000)
+}
+
+/// Three laptops, two of them on, and a run of 40 steps an epoch.
+fn household(seed: u64, epochs: u32) -> World {
+    let mut start = small_run(4, 640, 0, 16, epochs);
+    start.wait_for_nodes = 2;
+    let mut world = World::new(seed, start, random_links(seed, vec![laptop(); 3]));
+    world.at(0, Act::On(0));
+    world.at(0, Act::On(1));
+    world.at(SECOND, Act::Start);
+    world
+}
+
+fn to_epoch(world: &mut World, epoch: u32, step: u32) {
+    assert!(world.run_until(LIMIT, |w| w.recorded_steps().contains_key(&(epoch, step))));
+}
+
+fn finish(world: &mut World) -> Micros {
+    assert!(world.run_until(10 * LIMIT, World::is_done), "state {:?}, {:#?}", world.state(), world.events);
+    world.check_done();
+    world.now
+}
+
+/// Slots of a device in the newest plan's train phase.
+fn share(world: &World, device: usize) -> u32 {
+    let plan = world.plans().pop().expect("a plan").1;
+    plan.train.iter().find(|m| world.device_of(m.node) == Some(device)).map_or(0, |m| m.slots.end - m.slots.start)
+}
+
+fn redone(world: &World) -> usize {
+    world.steps_done() - world.recorded_steps().len()
+}
+
+#[test]
+fn a_device_that_slows_down_for_good_gets_a_smaller_share() {
+    let mut world = household(1, 4);
+    to_epoch(&mut world, 1, 5);
+    let (before, plans) = (share(&world, 1), world.plans().len());
+    assert_eq!(before, 8);
+    world.at(world.now, Act::Slow(1, 2.5));
+    finish(&mut world);
+    assert_eq!(world.plans().len(), plans + 1, "one change: {:#?}", world.events);
+    assert!((1..=5).contains(&share(&world, 1)), "{}", share(&world, 1));
+    assert!(redone(&world) <= 3, "{} steps redone", redone(&world));
+}
+
+#[test]
+fn in_the_fill_epoch_too_the_layers_move_away_from_a_device_that_slows_down() {
+    let mut world = household(2, 2);
+    to_epoch(&mut world, 0, 3);
+    world.at(world.now, Act::Slow(0, 5.0));
+    to_epoch(&mut world, 0, 39);
+    let plans = world.plans();
+    let work = |plan: &barycenter_protocol::plan::Plan| -> u32 {
+        let of = |s: &barycenter_protocol::plan::Stage| s.members.iter().find(|m| world.device_of(m.node) == Some(0)).map_or(0, |m| (m.slots.end - m.slots.start) * (s.layers.end - s.layers.start));
+        plan.stages.iter().map(of).sum()
+    };
+    assert!(plans.len() >= 2, "{:#?}", world.events);
+    assert!(work(&plans[0].1) > 2 * work(&plans[1].1), "{:?}", plans.iter().map(|p| work(&p.1)).collect::<Vec<_>>());
+    finish(&mut world);
+}
+
+#[test]
+fn a_passing_slowness_changes_no_plan() {
+    let mut world = household(3, 3);
+    to_epoch(&mut world, 1, 5);
+    let plans = world.plans().len();
+    for at in 0..6 {
+        // three slow steps of every dozen
+        let begin = world.now + at * 6 * SECOND;
+        world.at(begin, Act::Slow(1, 3.0));
+        world.at(begin + SECOND, Act::Slow(1, 1.0));
+    }
+    finish(&mut world);
+    assert_eq!(world.plans().len(), plans, "{:#?}", world.events);
+}
+
+#[test]
+fn the_same_slowness_everywhere_changes_no_plan() {
+    let mut world = household(4, 3);
+    to_epoch(&mut world, 1, 5);
+    let plans = world.plans().len();
+    for device in 0..3 {
+        world.at(world.now, Act::Slow(device, 2.0));
+    }
+    finish(&mut world);
+    assert_eq!(world.plans().len(), plans, "{:#?}", world.events);
+}
+
+#[test]
+fn a_drift_shortly_before_the_end_is_not_worth_a_change() {
+    let mut world = household(5, 2);
+    to_epoch(&mut world, 1, 28);
+    let plans = world.plans().len();
+    world.at(world.now, Act::Slow(1, 1.5));
+    finish(&mut world);
+    assert_eq!(world.plans().len(), plans, "{:#?}", world.events);
+}
+
+/// A newcomer whose weights take long to arrive.
+fn with_slow_newcomer(seed: u64) -> World {
+    let mut start = small_run(4, 960, 0, 16, 2);
+    start.wait_for_nodes = 1;
+    let mut house = random_links(seed, vec![laptop(), DeviceSpec { name: "newcomer".into(), ..laptop() }]);
+    house.network.default_link.bytes_per_second = 3e6; // to the server: 32 MB of weights in ten seconds
+    let mut world = World::new(seed, start, house);
+    world.at(0, Act::On(0));
+    world.at(0, Act::Start);
+    world
+}
+
+#[test]
+fn a_newcomer_gets_ready_while_the_others_go_on_and_takes_part_before_the_epoch_ends() {
+    let mut world = with_slow_newcomer(6);
+    to_epoch(&mut world, 0, 4);
+    let joined = world.now;
+    world.at(joined, Act::On(1));
+    assert!(world.run_until(LIMIT, |w| w.plans().len() > 1), "{:#?}", world.events);
+    let changed = world.now;
+    let steps = |from: Micros, to: Micros| world.progress.iter().filter(|(at, p)| (from..to).contains(at) && matches!(p, RunProgress::Step(_))).count();
+    assert!(changed - joined > 8 * SECOND, "it had to fetch its weights first");
+    assert!(steps(joined, changed) > 1, "the other went on meanwhile");
+    assert!(world.plans()[1].1.nodes().len() == 2);
+    assert!(world.run_until(LIMIT, |w| w.phase().is_some()));
+    assert_eq!(world.phase(), Some(PhaseKind::Fill), "in the middle of the fill epoch");
+    assert!(world.now - changed < 2 * SECOND, "nobody waits for weights after the change");
+    finish(&mut world);
+    assert!(redone(&world) <= 6, "{} steps redone", redone(&world));
+}
+
+#[test]
+fn a_newcomer_that_leaves_before_it_is_ready_disturbs_nobody() {
+    let mut world = with_slow_newcomer(7);
+    to_epoch(&mut world, 0, 4);
+    world.at(world.now, Act::On(1));
+    world.at(world.now + 4 * SECOND, Act::Close(1));
+    finish(&mut world);
+    assert!(world.events.iter().any(|(_, _, text)| text.contains("gets ready while")));
+    assert_eq!(world.plans().iter().filter(|(_, p)| p.nodes().len() > 1).count(), 0);
+    assert_eq!(redone(&world), 0);
+}
+
+#[test]
+fn a_newcomer_that_cannot_get_ready_is_left_out_with_its_reason() {
+    let mut world = with_slow_newcomer(8);
+    to_epoch(&mut world, 0, 4);
+    for _ in 0..3 {
+        world.at(world.now, Act::Fail(1));
+    }
+    world.at(world.now, Act::On(1));
+    finish(&mut world);
+    assert!(world.events.iter().any(|(_, _, text)| text.contains("graphics device was lost")));
+}
+
+#[test]
+fn who_comes_in_the_last_epoch_changes_nothing() {
+    let mut start = small_run(4, 640, 5, 16, 2);
+    start.wait_for_nodes = 2;
+    start.plan.use_all_nodes = true;
+    let mut world = World::new(9, start, random_links(9, vec![laptop(); 3]));
+    world.at(0, Act::On(0));
+    world.at(0, Act::On(1));
+    world.at(SECOND, Act::Start);
+    to_epoch(&mut world, 1, 20);
+    let plans = world.plans().len();
+    world.at(world.now, Act::On(2));
+    finish(&mut world);
+    assert_eq!(world.plans().len(), plans, "{:#?}", world.events);
+    assert_eq!(redone(&world), 0);
+}
