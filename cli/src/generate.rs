@@ -35,6 +35,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     pollster::block_on(async {
         let device = create_backend(options.device.into()).await?;
         let config = ModelConfig::from_folder(&options.model)?;
+        Backbone::check_decoder(&config)?;
         let tokenizer = TextTokenizer::from_folder(&options.model, &config)?;
         let model = Backbone::load(&device, &config, &mut FolderTensors::open(&options.model)?, &Parts::all(&config))?;
         let prompts = [tokenizer.encode_prompt(&options.prompt)?];

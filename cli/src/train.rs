@@ -84,6 +84,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let device = create_backend(options.device.into()).await?;
         println!("{}: {}", device.info().description, device.info().reason);
         let config = ModelConfig::from_folder(&options.model)?;
+        Backbone::check_decoder(&config)?;
         let tokenizer = TextTokenizer::from_folder(&options.model, &config)?;
         let data = read(options, &tokenizer, config.max_positions)?;
         let spec = spec(options, &config, &data)?;

@@ -35,7 +35,7 @@ fn normal_distribution(x: f32) -> f32 {
 
 // 2 sqrt(2/pi) (x + 0.044715 x^3)
 fn tanh_argument(x: f32) -> f32 {
-    return 1.5957691 * (x + 0.044715 * x * x * x);
+    return 1.5957692 * (x + 0.044715 * x * x * x);
 }
 
 fn activated(x: f32) -> f32 {

@@ -39,7 +39,7 @@ fn normal_distribution(x: f32) -> f32 {
 
 // 2 sqrt(2/pi) (x + 0.044715 x^3)
 fn tanh_argument(x: f32) -> f32 {
-    return 1.5957691 * (x + 0.044715 * x * x * x);
+    return 1.5957692 * (x + 0.044715 * x * x * x);
 }
 
 fn activated(x: f32) -> f32 {
@@ -62,7 +62,7 @@ fn swish_slope(x: f32, z: f32, dz: f32) -> f32 {
 fn slope(x: f32) -> f32 {
     switch ACTIVATION {
         case 1u: { return normal_distribution(x) + x * exp(-min(0.5 * x * x, 80.0)) * 0.3989423; }
-        case 2u: { return swish_slope(x, tanh_argument(x), 1.5957691 * (1.0 + 0.134145 * x * x)); }
+        case 2u: { return swish_slope(x, tanh_argument(x), 1.5957692 * (1.0 + 0.134145 * x * x)); }
         case 3u: { return swish_slope(x, 1.702 * x, 1.702); }
         case 4u: { return select(0.0, 1.0, x > 0.0); }
         case 5u: {

@@ -7,6 +7,10 @@ use barycenter_protocol::plan::ModelCost;
 
 /// The side network's shapes: the family's own layers with sizes divided by k. An error is one sentence.
 pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, String> {
+    if !config.is_decoder_only() {
+        let family = config.family.model_type();
+        return Err(format!("models of the family `{family}` cannot be trained yet: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2"));
+    }
     let k = reduction as usize;
     let divides = |size: usize| k > 0 && size.is_multiple_of(k);
     // Heads that are rotated are rotated in pairs.
@@ -98,6 +102,20 @@ mod tests {
         assert_eq!(shape("side.down.3.weight"), [16, 64]);
         assert_eq!(shape("side.layers.2.mlp.gate_proj.weight"), [40, 16]);
         assert_eq!(shape("side.up.weight"), [64, 16]);
+    }
+
+    #[test]
+    fn a_family_that_is_no_decoder_is_refused() {
+        let t5 = ModelConfig::parse(r#"{"model_type":"t5"}"#).unwrap();
+        assert!(side_config(&t5, 8).unwrap_err().contains("`t5`"));
+    }
+
+    #[test]
+    fn a_family_with_layer_norms_has_their_biases() {
+        let gpt2 = ModelConfig::parse(r#"{"model_type":"gpt2"}"#).unwrap();
+        let list = adapter_parameters(&gpt2, 8).unwrap();
+        assert!(list.contains(&Parameter { name: "side.norm.bias".into(), shape: vec![96] }));
+        assert!(list.contains(&Parameter { name: "side.layers.11.attn.c_attn.weight".into(), shape: vec![96, 288] }));
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Backbone {
         Self::build_on(device, config, source, parts, words)
     }
 
-    /// With the embedding's matrix already there: the stacks of a model share it.
+    /// With the embedding's matrix already there: the stacks of a model may share it.
     fn build_on(
         device: &Device,
         config: &ModelConfig,
@@ -77,7 +77,9 @@ impl Backbone {
     ) -> Result<Self, EngineError> {
         let encoder = match (&config.encoder, &words) {
             (Some(encoder), Some(words)) => {
-                let encoder = Self::build_on(device, encoder, source, &Parts::all(encoder), Some(words.clone()))?;
+                let own = names::embedding(encoder);
+                let words = if own == names::embedding(config) { words.clone() } else { source.table(&own, 0)? };
+                let encoder = Self::build_on(device, encoder, source, &Parts::all(encoder), Some(words))?;
                 Some(Box::new(encoder))
             }
             _ => None,
@@ -153,12 +155,12 @@ impl Backbone {
         Ok(Memory { hidden, context: cross_attention(&self.config, batch, encoder_batch) })
     }
 
-    /// Refuses what is trained and generated with here only for decoders without an encoder.
+    /// Refuses a model that can be verified, but not trained or decoded.
     ///
     /// # Errors
-    /// If the model has an encoder or no language head.
+    /// If the model has an encoder, or is one.
     pub fn check_decoder(config: &ModelConfig) -> Result<(), EngineError> {
-        if config.encoder.is_some() || !config.causal {
+        if !config.is_decoder_only() {
             return Err(EngineError::NotADecoder { model_type: config.family.model_type() });
         }
         Ok(())

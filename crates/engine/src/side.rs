@@ -51,7 +51,7 @@ struct End {
 impl Side {
     /// A side network whose parameters are `values` in the layout's flat order.
     pub fn new(device: &Device, layout: SideLayout, values: &[f32]) -> Result<Self, EngineError> {
-        let parameters = ParameterSet::new(device, layout.parameters().into_iter());
+        let parameters = ParameterSet::new(device, layout.parameters());
         if values.len() != parameters.flat_len() {
             let (expected, got) = (parameters.flat_len(), values.len());
             return Err(EngineError::WrongLength { what: "the side network's state", expected, got });

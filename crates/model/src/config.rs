@@ -191,6 +191,10 @@ pub struct ModelConfig {
     pub head: HeadKind,
     /// Whether the head is the embedding (no matrix of its own).
     pub tied_head: bool,
+    /// Whether the logits get a bias.
+    pub head_bias: bool,
+    /// Whether the stack has an embedding of its own, where the model's stacks otherwise share one (BART, untied).
+    pub own_embedding: bool,
     /// Whether query, key and value projections have a bias.
     pub attention_bias: bool,
     /// Whether the attention's output projection has a bias.
@@ -239,6 +243,8 @@ impl ModelConfig {
             token_types: 0,
             head: HeadKind::Language,
             tied_head: false,
+            head_bias: false,
+            own_embedding: false,
             attention_bias: false,
             output_bias: false,
             mlp_bias: false,
@@ -267,6 +273,11 @@ impl ModelConfig {
         let config = (table.read)(table.family, &reader)?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Whether it is one causal stack: what is trained and decoded with (the others can be verified).
+    pub fn is_decoder_only(&self) -> bool {
+        self.encoder.is_none() && self.causal
     }
 
     /// The names of this stack's parameters.

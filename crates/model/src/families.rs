@@ -39,6 +39,8 @@ pub struct FamilyTable {
 pub struct StackNames {
     /// The table of token embeddings.
     pub embedding: &'static str,
+    /// The stack's own table of token embeddings, where the file has one ([`ModelConfig::own_embedding`]).
+    pub own_embedding: Option<&'static str>,
     /// The table of learned positions.
     pub positions: Option<&'static str>,
     /// The table of token types.
@@ -133,7 +135,7 @@ pub struct FeedForwardNames {
 pub struct HeadNames {
     /// The matrix to the vocabulary, unless it is the embedding.
     pub weight: &'static str,
-    /// The whole name of a bias on the logits, and its shape's leading ones (BART: `[1, vocab]`).
+    /// The whole name of the bias on the logits ([`ModelConfig::head_bias`]), and its shape's leading ones (BART: `[1, vocab]`).
     pub bias: Option<(&'static str, usize)>,
     /// BERT's linear layer and norm before the matrix.
     pub transform: Option<[&'static str; 2]>,

@@ -65,7 +65,7 @@ pub struct ByteRange {
 impl Manifest {
     /// The config, parsed.
     pub fn parse_config(&self) -> Result<ModelConfig, ModelError> {
-        Ok(ModelConfig::parse(&self.config)?.settled_by(|name| self.tensors.contains_key(name)))
+        Ok(ModelConfig::parse(&self.config)?.settled_by(|name| crate::names::stored_name(name, |name| self.tensors.contains_key(name)).is_some()))
     }
 
     /// The entries of these parts, in the order they are computed with, shapes checked against the config.

@@ -112,7 +112,9 @@ pub fn layer(config: &ModelConfig, layer: usize) -> Vec<Parameter> {
 
 /// The embedding's matrix: `[vocab, width]`.
 pub fn embedding(config: &ModelConfig) -> Parameter {
-    Parameter { name: format!("{}.weight", config.names().embedding), shape: vec![config.vocab, config.width] }
+    let names = config.names();
+    let own = names.own_embedding.filter(|_| config.own_embedding);
+    Parameter { name: format!("{}.weight", own.unwrap_or(names.embedding)), shape: vec![config.vocab, config.width] }
 }
 
 /// The table of learned positions, its unused first rows included.
@@ -152,7 +154,7 @@ pub fn head(config: &ModelConfig) -> Option<Parameter> {
     let name = match config.head {
         HeadKind::None => return None,
         HeadKind::Classifier { .. } => names.classifier?[1],
-        HeadKind::Language | HeadKind::Masked if config.tied_head => config.names().embedding,
+        HeadKind::Language | HeadKind::Masked if config.tied_head => return Some(embedding(config)),
         HeadKind::Language | HeadKind::Masked => names.weight,
     };
     Some(Parameter { name: format!("{name}.weight"), shape: vec![config.classes(), config.width] })
@@ -164,7 +166,7 @@ pub fn head_bias(config: &ModelConfig) -> Option<Parameter> {
     match config.head {
         HeadKind::None => None,
         HeadKind::Classifier { labels } => Some(Parameter { name: format!("{}.bias", names.classifier?[1]), shape: vec![labels] }),
-        HeadKind::Language | HeadKind::Masked => names.bias.map(|(name, ones)| {
+        HeadKind::Language | HeadKind::Masked => names.bias.filter(|_| config.head_bias).map(|(name, ones)| {
             let mut shape = vec![1; ones];
             shape.push(config.vocab);
             Parameter { name: name.to_string(), shape }
@@ -227,7 +229,8 @@ impl Parts {
         if self.embedding {
             list.push(embedding(config));
             if let Some(encoder) = &config.encoder {
-                list.extend(Parts::all(encoder).parameters(encoder).into_iter().skip(1));
+                let shared = usize::from(embedding(encoder) == embedding(config));
+                list.extend(Parts::all(encoder).parameters(encoder).into_iter().skip(shared));
             }
             list.extend(embedding_extras(config));
         }
@@ -264,12 +267,21 @@ pub fn check(config: &ModelConfig, parts: &Parts, source: &dyn TensorSource) -> 
 }
 
 impl ModelConfig {
-    /// Settles whether the head is the embedding, where the family leaves that to the weight file (T5); `has` says
-    /// whether the file holds a tensor.
+    /// Settles what a family leaves to the weight file; `has` says whether the file holds a tensor: whether the head is
+    /// the embedding (T5), whether untied stacks have embeddings of their own and logits a bias (BART).
     pub fn settled_by(mut self, has: impl Fn(&str) -> bool) -> Self {
         let table = self.family.table();
         if table.file_ties_head && self.head == HeadKind::Language {
             self.tied_head = !has(&format!("{}.weight", table.head.weight));
+        }
+        if self.head == HeadKind::Language {
+            self.head_bias &= table.head.bias.is_some_and(|(name, _)| has(name));
+        }
+        let untied = !self.tied_head;
+        let own = |stack: &ModelConfig| untied && stack.names().own_embedding.is_some_and(|name| has(&format!("{name}.weight")));
+        self.own_embedding = own(&self);
+        if let Some(encoder) = &mut self.encoder {
+            encoder.own_embedding = own(encoder);
         }
         self
     }

@@ -82,8 +82,9 @@ struct AttentionWeights {
 }
 
 enum Projections {
-    Split { q: Linear, k: Linear, v: Linear },
-    Fused(Linear),
+    /// Query, key, value.
+    Split(Box<[Linear; 3]>),
+    Fused(Box<Linear>),
 }
 
 struct FeedForwardWeights {
@@ -139,9 +140,9 @@ impl<E> Gatherer<'_, E> {
         let bias = self.config.attention_bias;
         let projections = match names.projections {
             ProjectionNames::Split { q, k, v } => {
-                Projections::Split { q: self.linear(q, bias)?, k: self.linear(k, bias)?, v: self.linear(v, bias)? }
+                Projections::Split(Box::new([self.linear(q, bias)?, self.linear(k, bias)?, self.linear(v, bias)?]))
             }
-            ProjectionNames::Fused(qkv) => Projections::Fused(self.linear(qkv, bias)?),
+            ProjectionNames::Fused(qkv) => Projections::Fused(Box::new(self.linear(qkv, bias)?)),
         };
         let [q_norm, k_norm] = names.head_norms.map(|name| head_norms.then_some(name));
         Ok(AttentionWeights {
@@ -182,7 +183,7 @@ impl LayerWeights {
         let mut list = Vec::new();
         for attention in [Some(&mut self.attention), self.cross.as_mut()].into_iter().flatten() {
             match &mut attention.projections {
-                Projections::Split { q, k, v } => list.extend([q, k, v]),
+                Projections::Split(three) => list.extend(three.iter_mut()),
                 Projections::Fused(qkv) => list.push(qkv),
             }
             list.push(&mut attention.output);
@@ -265,7 +266,10 @@ impl AttentionWeights {
     /// Query, key and value of the same rows.
     fn project(&self, tape: &Tape, config: &ModelConfig, x: &Var) -> (Var, Var, Var) {
         match &self.projections {
-            Projections::Split { q, k, v } => (q.apply(tape, x), k.apply(tape, x), v.apply(tape, x)),
+            Projections::Split(three) => {
+                let [q, k, v] = &**three;
+                (q.apply(tape, x), k.apply(tape, x), v.apply(tape, x))
+            }
             Projections::Fused(qkv) => {
                 let (query, kv) = (config.query_width(), config.kv_width());
                 let all = qkv.apply(tape, x);
@@ -277,7 +281,10 @@ impl AttentionWeights {
     /// Queries of `x`, keys and values of `memory`.
     fn project_across(&self, tape: &Tape, config: &ModelConfig, x: &Var, memory: &Var) -> (Var, Var, Var) {
         match &self.projections {
-            Projections::Split { q, k, v } => (q.apply(tape, x), k.apply(tape, memory), v.apply(tape, memory)),
+            Projections::Split(three) => {
+                let [q, k, v] = &**three;
+                (q.apply(tape, x), k.apply(tape, memory), v.apply(tape, memory))
+            }
             Projections::Fused(_) => {
                 let (q, ..) = self.project(tape, config, x);
                 let (_, k, v) = self.project(tape, config, memory);

@@ -106,7 +106,7 @@ kernel! {
 }
 
 /// 2 √(2/π): `(1 + tanh u) / 2 = sigmoid(2u)`.
-const TANH: f32 = 1.595_769_1;
+const TANH: f32 = 1.595_769_2;
 /// The cubic term of GELU's tanh form.
 const CUBIC: f32 = 0.044_715;
 /// The factor of the quick GELU.

@@ -16,6 +16,7 @@ const FEED_FORWARD: FeedForwardNames = FeedForwardNames { norms: SubLayerNorms::
 
 static ENCODER: StackNames = StackNames {
     embedding: "model.shared",
+    own_embedding: Some("model.encoder.embed_tokens"),
     positions: Some("model.encoder.embed_positions"),
     token_types: None,
     embedding_norm: Some("model.encoder.layernorm_embedding"),
@@ -29,6 +30,7 @@ static ENCODER: StackNames = StackNames {
 
 static DECODER: StackNames = StackNames {
     embedding: "model.shared",
+    own_embedding: Some("model.decoder.embed_tokens"),
     positions: Some("model.decoder.embed_positions"),
     token_types: None,
     embedding_norm: Some("model.decoder.layernorm_embedding"),
@@ -89,6 +91,7 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
     let encoder = stack(json.size("encoder_layers", 12)?, json.size("encoder_attention_heads", 16)?, json.size("encoder_ffn_dim", 4096)?)?;
     let decoder = stack(json.size("decoder_layers", 12)?, json.size("decoder_attention_heads", 16)?, json.size("decoder_ffn_dim", 4096)?)?;
     Ok(ModelConfig {
+        head_bias: true,
         tied_head: json.flag("tie_word_embeddings", true)?,
         bos: ids("bos_token_id", 0)?.first().copied(),
         eos: ids("eos_token_id", 2)?,

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 static NAMES: StackNames = StackNames {
     embedding: "bert.embeddings.word_embeddings",
+    own_embedding: None,
     positions: Some("bert.embeddings.position_embeddings"),
     token_types: Some("bert.embeddings.token_type_embeddings"),
     embedding_norm: Some("bert.embeddings.LayerNorm"),
@@ -72,6 +73,7 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
         causal: false,
         token_types: json.size("type_vocab_size", 2)?,
         head: head(json)?,
+        head_bias: true,
         tied_head: json.flag("tie_word_embeddings", true)?,
         attention_bias: true,
         output_bias: true,

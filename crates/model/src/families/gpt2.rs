@@ -8,6 +8,7 @@ use crate::{Family, ModelConfig, ModelError};
 
 static NAMES: StackNames = StackNames {
     embedding: "transformer.wte",
+    own_embedding: None,
     positions: Some("transformer.wpe"),
     token_types: None,
     embedding_norm: None,

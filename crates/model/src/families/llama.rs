@@ -8,6 +8,7 @@ use serde_json::Value;
 /// Names within a stack; Qwen 2 and 3 and Mistral have them too.
 static NAMES: StackNames = StackNames {
     embedding: "model.embed_tokens",
+    own_embedding: None,
     positions: None,
     token_types: None,
     embedding_norm: None,

@@ -22,6 +22,7 @@ const CROSS: AttentionNames = AttentionNames {
 const fn encoder(up: &'static str) -> StackNames {
     StackNames {
         embedding: "shared",
+        own_embedding: None,
         positions: None,
         token_types: None,
         embedding_norm: None,
@@ -42,6 +43,7 @@ const fn encoder(up: &'static str) -> StackNames {
 const fn decoder(up: &'static str) -> StackNames {
     StackNames {
         embedding: "shared",
+        own_embedding: None,
         positions: None,
         token_types: None,
         embedding_norm: None,
