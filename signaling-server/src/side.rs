@@ -7,17 +7,24 @@ use barycenter_protocol::plan::ModelCost;
 
 /// The side network's shapes: the family's own layers with sizes divided by k. An error is one sentence.
 pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, String> {
+    if !config.is_decoder_only() {
+        let family = config.family.model_type();
+        return Err(format!("models of the family `{family}` cannot be trained yet: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2"));
+    }
     let k = reduction as usize;
     let divides = |size: usize| k > 0 && size.is_multiple_of(k);
-    let even_head = |size: usize| divides(size) && (size / k).is_multiple_of(2);
+    // Heads that are rotated are rotated in pairs.
+    let pair = if config.rope(0).is_some() { 2 } else { 1 };
+    let even_head = |size: usize| divides(size) && (size / k).is_multiple_of(pair);
     if !(divides(config.width) && even_head(config.head_dim) && divides(config.ffn_width)) {
         let possible: Vec<String> = (1..=64usize)
-            .filter(|k| config.width.is_multiple_of(*k) && config.head_dim.is_multiple_of(2 * k) && config.ffn_width.is_multiple_of(*k))
+            .filter(|k| config.width.is_multiple_of(*k) && config.head_dim.is_multiple_of(pair * k) && config.ffn_width.is_multiple_of(*k))
             .map(|k| k.to_string())
             .collect();
         let (width, head, ffn) = (config.width, config.head_dim, config.ffn_width);
         return Err(format!(
-            "the reduction {reduction} does not divide the model's width {width}, head size {head} (into even parts) and feed-forward size {ffn}: choose one of {}",
+            "the reduction {reduction} does not divide the model's width {width}, head size {head}{} and feed-forward size {ffn}: choose one of {}",
+            if pair == 2 { " (into even parts)" } else { "" },
             possible.join(", ")
         ));
     }
@@ -44,7 +51,9 @@ pub fn adapter_parameters(config: &ModelConfig, reduction: u32) -> Result<Vec<Pa
             add(format!("side.layers.{layer}.{name}"), shape);
         }
     }
-    add("side.norm.weight".into(), vec![r]);
+    for (name, shape) in names::norm_shapes(&side, Some("side.norm"), r) {
+        add(name, shape);
+    }
     add("side.up.weight".into(), vec![width, r]);
     add("side.up.bias".into(), vec![width]);
     Ok(list)
@@ -93,6 +102,20 @@ mod tests {
         assert_eq!(shape("side.down.3.weight"), [16, 64]);
         assert_eq!(shape("side.layers.2.mlp.gate_proj.weight"), [40, 16]);
         assert_eq!(shape("side.up.weight"), [64, 16]);
+    }
+
+    #[test]
+    fn a_family_that_is_no_decoder_is_refused() {
+        let t5 = ModelConfig::parse(r#"{"model_type":"t5"}"#).unwrap();
+        assert!(side_config(&t5, 8).unwrap_err().contains("`t5`"));
+    }
+
+    #[test]
+    fn a_family_with_layer_norms_has_their_biases() {
+        let gpt2 = ModelConfig::parse(r#"{"model_type":"gpt2"}"#).unwrap();
+        let list = adapter_parameters(&gpt2, 8).unwrap();
+        assert!(list.contains(&Parameter { name: "side.norm.bias".into(), shape: vec![96] }));
+        assert!(list.contains(&Parameter { name: "side.layers.11.attn.c_attn.weight".into(), shape: vec![96, 288] }));
     }
 
     #[test]

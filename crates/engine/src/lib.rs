@@ -1,6 +1,7 @@
 //! Tensors, reverse-mode differentiation, the WebGPU and CPU back ends, adapters, optimiser and cache.
 
 mod backend;
+pub mod backbone;
 pub mod bench;
 pub mod cache_entry;
 mod choose;
@@ -8,7 +9,7 @@ pub mod cpu;
 mod error;
 pub mod generate;
 pub mod gpu;
-pub mod llama;
+pub mod lora;
 pub mod loss;
 #[allow(missing_docs, reason = "the formula of each operation names its fields")]
 pub mod op;

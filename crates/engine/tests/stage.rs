@@ -13,8 +13,11 @@ use pollster::block_on;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama-gqa")
+/// One decoder of each kind: what a stage passes on must not depend on the family.
+const CASES: [&str; 3] = ["llama-gqa", "gemma3", "gpt2"];
+
+fn folder(case: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
 }
 
 /// A side network whose up-projection is not 0, so that gradients reach all of it.
@@ -28,11 +31,11 @@ fn start(config: &ModelConfig, side: &SideConfig) -> std::collections::BTreeMap<
     named_from_flat(&layout, &values).unwrap()
 }
 
-fn stage(layers: std::ops::Range<usize>) -> StageRuntime {
+fn stage(case: &str, layers: std::ops::Range<usize>) -> StageRuntime {
     let device: Device = Rc::new(CpuBackend::default());
-    let config = ModelConfig::from_folder(&folder()).unwrap();
+    let config = ModelConfig::from_folder(&folder(case)).unwrap();
     let mut stage = StageRuntime::new(&device, config.clone(), layers.clone(), no_yield(), Rc::new(|| 0.0));
-    stage.load_backbone(&mut FolderTensors::open(&folder()).unwrap(), &Parts::stage(&config, layers.clone())).unwrap();
+    stage.load_backbone(&mut FolderTensors::open(&folder(case)).unwrap(), &Parts::stage(&config, layers.clone())).unwrap();
     let side = SideConfig::new(4, config.layers);
     let tensors = start(&config, &side);
     let zeros = |name: &str| tensors.get(name).map(|t| RawTensor::from_f32(&t.shape, &vec![0.0; t.elements()]));
@@ -60,13 +63,18 @@ fn pass(batch: &MicroBatch, input: Option<StageInput>) -> ForwardPass<'_> {
 
 #[test]
 fn stages_in_a_row_equal_one_stage() {
+    CASES.iter().for_each(|case| cut_stages_equal_one(case));
+}
+
+fn cut_stages_equal_one(case: &str) {
     let batch = batch();
-    let mut whole = stage(0..3);
+    let layers = ModelConfig::from_folder(&folder(case)).unwrap().layers;
+    let mut whole = stage(case, 0..layers);
     let expected = block_on(whole.forward(1, pass(&batch, None))).unwrap();
     block_on(whole.backward(1, None)).unwrap();
     let expected_grads = block_on(whole.gradients()).unwrap();
     for cut in [1, 2] {
-        let (mut first, mut last) = (stage(0..cut), stage(cut..3));
+        let (mut first, mut last) = (stage(case, 0..cut), stage(case, cut..layers));
         let between = block_on(first.forward(1, pass(&batch, None))).unwrap();
         let input = StageInput { b: between.b, a: Some(between.a) };
         let end = block_on(last.forward(1, pass(&batch, Some(input)))).unwrap();
@@ -74,18 +82,23 @@ fn stages_in_a_row_equal_one_stage() {
         let (gradient, _) = block_on(last.backward(1, None)).unwrap();
         block_on(first.backward(1, gradient)).unwrap();
         let grads = [block_on(first.gradients()).unwrap(), block_on(last.gradients()).unwrap()].concat();
-        assert!(relative_error(&grads, &expected_grads) < 1e-5, "cut before layer {cut}");
+        assert!(relative_error(&grads, &expected_grads) < 1e-5, "{case}: cut before layer {cut}");
         for (sample, expected) in expected.entries.iter().enumerate() {
             let taps = [between.entries[sample].clone(), end.entries[sample].clone()].concat();
-            assert_eq!(&taps, expected, "cache entries of sample {sample}");
+            assert_eq!(&taps, expected, "{case}: cache entries of sample {sample}");
         }
     }
 }
 
 #[test]
 fn training_from_the_cache_equals_the_fill_phase() {
+    CASES.iter().for_each(|case| cached_equals_filled(case));
+}
+
+fn cached_equals_filled(case: &str) {
     let batch = batch();
-    let mut stage = stage(0..3);
+    let config = ModelConfig::from_folder(&folder(case)).unwrap();
+    let mut stage = stage(case, 0..config.layers);
     let filled = block_on(stage.forward(1, pass(&batch, None))).unwrap();
     block_on(stage.backward(1, None)).unwrap();
     let expected = block_on(stage.gradients()).unwrap();
@@ -93,8 +106,7 @@ fn training_from_the_cache_equals_the_fill_phase() {
     stage.set_gradients(&zeros).unwrap();
     let factor = 1.0 / batch.classes.len() as f32;
     // Of the backbone only norm and head are left.
-    let config = ModelConfig::from_folder(&folder()).unwrap();
-    stage.load_backbone(&mut FolderTensors::open(&folder()).unwrap(), &Parts { layers: 0..0, embedding: false, head: true }).unwrap();
+    stage.load_backbone(&mut FolderTensors::open(&folder(case)).unwrap(), &Parts { layers: 0..0, embedding: false, head: true }).unwrap();
     let loss = block_on(stage.train_cached(&batch, &filled.entries, factor, true)).unwrap();
     // Taps went through half precision: 11 bits.
     assert!((loss / filled.loss_sum.unwrap() - 1.0).abs() < 1e-3);
