@@ -9,7 +9,7 @@ use crate::side::{Side, SideConfig, SideLayout, flat_from_named, named_from_flat
 use crate::tape::{Tape, Var};
 use crate::tensor::{Device, Tensor};
 use barycenter_model::names::Parts;
-use barycenter_model::{FolderTensors, ModelConfig, TensorSource};
+use barycenter_model::{FolderTensors, ModelConfig, TensorSource, WeightType, Weights};
 use std::path::Path;
 
 /// How far one tensor is from its reference.
@@ -28,6 +28,8 @@ pub struct TensorError {
 pub struct Report {
     /// One entry per tensor compared.
     pub tensors: Vec<TensorError>,
+    /// Bytes that the model's weights take on the device.
+    pub weight_bytes: u64,
 }
 
 impl Report {
@@ -54,10 +56,16 @@ pub fn relative_error(got: &[f32], reference: &[f32]) -> f64 {
 
 /// Computes what `golden.safetensors` and, where present, `pac.safetensors` of a model folder hold.
 pub async fn verify(device: &Device, folder: &Path) -> Result<Report, EngineError> {
+    verify_as(device, folder, WeightType::Keep).await
+}
+
+/// [`verify`] with the frozen weights held in a number format: shows the error of that format.
+pub async fn verify_as(device: &Device, folder: &Path, weight_type: WeightType) -> Result<Report, EngineError> {
     let config = ModelConfig::from_folder(folder)?;
-    let mut weights = FolderTensors::open(folder)?;
+    let mut weights = Weights::new(FolderTensors::open(folder)?, weight_type);
+    let before = device.memory().current_bytes;
     let model = LlamaStage::load(device, &config, &mut weights, &Parts::all(&config))?;
-    let mut report = Report::default();
+    let mut report = Report { weight_bytes: device.memory().current_bytes - before, ..Report::default() };
     let golden = folder.join("golden.safetensors");
     if golden.is_file() {
         verify_golden(device, &model, &mut FolderTensors::open_file(&golden)?, &mut report).await?;

@@ -3,23 +3,31 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
+pub mod blocks;
 mod config;
 #[cfg(feature = "tokenizers")]
 pub mod dataset;
 mod error;
 #[cfg(not(target_arch = "wasm32"))]
 mod folder;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod gguf;
 mod manifest;
+#[cfg(not(target_arch = "wasm32"))]
+mod model_files;
 pub mod names;
 mod tensors;
 #[cfg(feature = "tokenizers")]
 pub mod tokenizer;
+mod weight_type;
 
 pub use batch::TokenSample;
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SUPPORTED_MODEL_TYPES};
 pub use error::ModelError;
 #[cfg(not(target_arch = "wasm32"))]
 pub use folder::FolderTensors;
+#[cfg(not(target_arch = "wasm32"))]
+pub use model_files::ModelFiles;
 pub use manifest::{ByteRange, Manifest, ManifestFile, ManifestTensor, hash_bytes};
 pub use tensors::{
     MAX_HEADER_BYTES, MemoryTensors, RawTensor, SafetensorsHeader, TensorDtype, TensorEntry, TensorSource,
@@ -27,3 +35,4 @@ pub use tensors::{
 };
 #[cfg(feature = "tokenizers")]
 pub use tokenizer::TextTokenizer;
+pub use weight_type::{WeightType, Weights, check_finite};
