@@ -4,6 +4,8 @@
 //! `tokenizer.json`, and tensors under the names that `transformers` uses. The rest of the program knows no difference.
 
 mod config;
+#[cfg(feature = "tokenizers")]
+mod convert;
 mod header;
 mod kquants;
 mod tensors;
