@@ -26,7 +26,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The folder or file that a `--model` leads to: a path that exists is taken as it is; a name of the hub is fetched.
 pub fn locate(named: &Path) -> Result<PathBuf> {
     match named.to_str().filter(|_| !named.exists()).and_then(HubName::parse) {
-        Some(name) => fetch(&name),
+        Some(name) => fetch(&name).with_context(|| format!("{} is no path on this computer, so it was looked for on the hub", named.display())),
         None => Ok(named.to_path_buf()),
     }
 }

@@ -76,8 +76,8 @@ fn model_folder(named: &Path, folders: &Path) -> Result<PathBuf> {
     let ModelFiles::Gguf(gguf) = ModelFiles::open(&path)? else { return Ok(path) };
     let about = std::fs::metadata(&path)?;
     let modified = about.modified()?.duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let folder = folders.join(format!("{stem}-{}-{modified}", about.len()));
+    // The last part is the name that people see.
+    let folder = folders.join(format!("{}-{modified}", about.len())).join(path.file_stem().unwrap_or_default());
     if !folder.join("config.json").is_file() {
         println!("converting {} to f16 for the devices", path.display());
         gguf.write_folder(&folder)?;

@@ -14,7 +14,7 @@ use barycenter_engine::tape::no_yield;
 use barycenter_engine::create_backend;
 use barycenter_model::dataset::{DataFormat, Row, TooLong, exact_match, read_rows, split_held_out, tokenise};
 use barycenter_model::names::Parts;
-use barycenter_model::{ModelConfig, RawTensor, TextTokenizer, write_safetensors};
+use barycenter_model::{ModelConfig, RawTensor, TextTokenizer, WeightType, write_safetensors};
 use barycenter_protocol::SampleId;
 use barycenter_protocol::control::{RunSpec, SampleSize};
 use barycenter_server::Recommendation;
@@ -278,7 +278,7 @@ fn save(folder: &Path, tensors: &BTreeMap<String, RawTensor>, side: &SideConfig,
     std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     let bytes = write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &BTreeMap::new());
     std::fs::write(folder.join("adapter_model.safetensors"), bytes)?;
-    let config = json!({ "method": "parallel_adapter", "version": 1, "reduction": side.reduction, "taps": side.taps, "gate_temperature": side.temperature, "base_model": options.model.display().to_string() });
+    let config = json!({ "method": "parallel_adapter", "version": 1, "reduction": side.reduction, "taps": side.taps, "gate_temperature": side.temperature, "base_model": options.model.display().to_string(), "weights": WeightType::from(options.weights) });
     std::fs::write(folder.join("adapter_config.json"), serde_json::to_string_pretty(&config)?)?;
     Ok(())
 }

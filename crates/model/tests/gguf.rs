@@ -145,3 +145,26 @@ fn a_converted_folder_holds_the_same_model() {
     assert_eq!(folder.tokenizer(&config).unwrap().encode("hello", true).unwrap(), [1, 13]);
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 1, "nothing half-written is left");
 }
+
+#[test]
+fn gemmas_norms_lose_the_one_that_the_format_adds() {
+    let text = |text: &str| [(text.len() as u64).to_le_bytes().as_slice(), text.as_bytes()].concat();
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend([2u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
+    bytes.extend([text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("gemma3")].concat());
+    for (name, offset) in [("output_norm.weight", 0u64), ("blk.0.attn_q_norm.weight", 32)] {
+        bytes.extend([text(name), 1u32.to_le_bytes().to_vec(), 4u64.to_le_bytes().to_vec(), 0u32.to_le_bytes().to_vec(), offset.to_le_bytes().to_vec()].concat());
+    }
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    for value in [1.0f32, 1.5, 0.5, -1.0, 0.0, 0.0, 0.0, 0.0, 2.0, 1.0, 1.0, 1.0] {
+        bytes.extend(value.to_le_bytes());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gemma.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let mut tensors = GgufFile::open(&path).unwrap().tensors().unwrap();
+    assert_eq!(tensors.load("model.norm.weight").unwrap().to_f32(), [0.0, 0.5, -0.5, -2.0]);
+    assert_eq!(tensors.load_rows("model.norm.weight", 1..3).unwrap().to_f32(), [0.5, -0.5]);
+    assert_eq!(tensors.load("model.layers.0.self_attn.q_norm.weight").unwrap().to_f32(), [1.0, 0.0, 0.0, 0.0]);
+}

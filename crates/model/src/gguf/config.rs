@@ -71,6 +71,12 @@ impl Metadata<'_> {
     fn config(&self, bytes: &[u8]) -> Result<Value, ModelError> {
         let (_, model_type) = architecture(self.header)?;
         let gemma = model_type == "gemma3_text";
+        if self.header.natural(&self.key("expert_count")).is_some_and(|experts| experts > 0) {
+            return Err(self.header.bad("it is a mixture of experts, and only dense models can be computed"));
+        }
+        if let Some(parts) = self.header.natural("split.count").filter(|parts| *parts > 1) {
+            return Err(self.header.bad(format!("it is one of {parts} parts: join them with `llama-gguf-split --merge`")));
+        }
         let (width, layers) = (self.natural("embedding_length")?, self.natural("block_count")?);
         let heads = self.natural_of_layers("attention.head_count")?.ok_or_else(|| self.header.bad("it does not say its number of heads"))?;
         let head_dim = match self.header.natural(&self.key("attention.key_length")) {
@@ -333,6 +339,10 @@ mod tests {
         assert!(said(&header("llama", &[("rope.scaling.type", Entry::Text("yarn".into()))], &[])).contains("yarn"));
         assert!(said(&header("llama", &[("rope.dimension_count", Entry::Integer(4))], &[])).contains("4 of 8"));
         assert!(said(&header("llama", &[("attention.head_count_kv", Entry::Numbers(vec![2.0, 4.0]))], &[])).contains("differs"));
+        assert!(said(&header("llama", &[("expert_count", Entry::Integer(8))], &[])).contains("experts"));
+        let mut part = header("llama", &[], &[]);
+        part.metadata.insert("split.count".into(), Entry::Integer(3));
+        assert!(said(&part).contains("one of 3 parts"));
         let mut without = header("llama", &[], &[]);
         without.metadata.remove("llama.block_count");
         assert!(said(&without).contains("llama.block_count"));

@@ -103,7 +103,7 @@ fn byte_level(header: &GgufHeader, vocabulary: &Vocabulary) -> Result<Value, Mod
         "default" | "gpt-2" => (Value::Null, bytes(true), false),
         "smollm" => (Value::Null, sequence(vec![json!({ "type": "Digits", "individual_digits": true }), bytes(true)]), false),
         "llama-bpe" | "llama3" | "llama-v3" => (Value::Null, sequence(vec![split(LLAMA3_WORDS), bytes(false)]), true),
-        "qwen2" => (json!({ "type": "NFC" }), sequence(vec![split(QWEN2_WORDS), bytes(false)]), false),
+        "qwen2" | "deepseek-r1-qwen" => (json!({ "type": "NFC" }), sequence(vec![split(QWEN2_WORDS), bytes(false)]), false),
         other => return Err(header.bad(format!("its tokenizer cuts words as `{other}`, and default, gpt-2, smollm, llama-bpe and qwen2 are known"))),
     };
     let merges = header.texts("tokenizer.ggml.merges").ok_or_else(|| header.bad("it holds no tokenizer.ggml.merges"))?;
