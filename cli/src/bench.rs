@@ -1,5 +1,6 @@
 //! `barycenter bench`: what the figures in docs/BENCHMARKS.md are measured against.
 
+use crate::model::{Model, refuse_packed};
 use crate::train::{self, Data};
 use anyhow::Result;
 use barycenter_core::order::SampleOrder;
@@ -8,7 +9,6 @@ use barycenter_engine::optim::{AdamWConfig, LinearSchedule};
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::train_full::{FullTrainer, FullTraining};
-use barycenter_model::{FolderTensors, ModelConfig, TextTokenizer};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -32,10 +32,11 @@ pub fn run(command: &Command) -> Result<ExitCode> {
 async fn full(options: &train::Options) -> Result<ExitCode> {
     let device = create_backend(options.device.into()).await?;
     println!("{}: {}", device.info().description, device.info().reason);
-    let config = ModelConfig::from_folder(&options.model)?;
-    let tokenizer = TextTokenizer::from_folder(&options.model, &config)?;
-    let data: Data = train::read(options, &tokenizer, config.max_positions)?;
-    let spec = train::spec(options, &config, &data)?;
+    refuse_packed(options.weights)?;
+    let model = Model::open(&options.model)?;
+    let (config, tokenizer) = (&model.config, &model.tokenizer);
+    let data: Data = train::read(options, tokenizer, config.max_positions)?;
+    let spec = train::spec(options, config, &data)?;
     let order = SampleOrder::of(&spec);
     let training = FullTraining {
         schedule: LinearSchedule { warmup_steps: spec.warmup_steps, total_steps: spec.train_samples.div_ceil(spec.batch) * spec.epochs, peak_lr: options.learning_rate.unwrap_or(FULL_LEARNING_RATE) as f32 },
@@ -43,7 +44,7 @@ async fn full(options: &train::Options) -> Result<ExitCode> {
         max_norm: spec.clip_norm as f32,
     };
     device.reset_peak();
-    let mut trainer = FullTrainer::load(&device, &config, &mut FolderTensors::open(&options.model)?, training)?;
+    let mut trainer = FullTrainer::load(&device, config, &mut model.weights(options.weights)?, training)?;
     println!("epoch  method  seconds    loss");
     for epoch in 0..spec.epochs {
         let began = Instant::now();
@@ -58,7 +59,7 @@ async fn full(options: &train::Options) -> Result<ExitCode> {
         println!("{epoch:>5}  full   {:>8.2} {:>8.4}", began.elapsed().as_secs_f64(), loss / labels as f64);
     }
     println!("peak memory: {:.1} MB", device.memory().peak_bytes as f64 / 1e6);
-    let (right, _) = train::answers(&trainer.model, None, &data, &tokenizer, &config, options.exact_match_rows).await?;
+    let (right, _) = train::answers(&trainer.model, None, &data, tokenizer, config, options.exact_match_rows).await?;
     println!("held-out exact match: after {:.1} %", 100.0 * right);
     Ok(ExitCode::SUCCESS)
 }

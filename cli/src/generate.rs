@@ -1,5 +1,6 @@
 //! `barycenter generate`.
 
+use crate::model::{Model, WeightFormat, describe_weights};
 use anyhow::{Context, Result};
 use barycenter_engine::generate::{GenerateOptions, generate};
 use barycenter_engine::backbone::Backbone;
@@ -7,16 +8,19 @@ use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::{Device, create_backend};
 use barycenter_model::names::Parts;
-use barycenter_model::{FolderTensors, ModelConfig, TensorSource, TextTokenizer};
+use barycenter_model::{FolderTensors, ModelConfig, TensorSource};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Options of `barycenter generate`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Model folder (config.json, model.safetensors, tokenizer.json).
+    /// Model folder (config.json, model.safetensors, tokenizer.json), .gguf file, or name on the hub (org/name).
     #[arg(long)]
     model: PathBuf,
+    /// Number format in which the weights are held.
+    #[arg(long, default_value = "keep")]
+    weights: WeightFormat,
     /// Adapter folder (adapter_model.safetensors, adapter_config.json).
     #[arg(long)]
     adapter: Option<PathBuf>,
@@ -34,10 +38,13 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     pollster::block_on(async {
         let device = create_backend(options.device.into()).await?;
-        let config = ModelConfig::from_folder(&options.model)?;
-        Backbone::check_decoder(&config)?;
-        let tokenizer = TextTokenizer::from_folder(&options.model, &config)?;
-        let model = Backbone::load(&device, &config, &mut FolderTensors::open(&options.model)?, &Parts::all(&config))?;
+        let opened = Model::open(&options.model)?;
+        let (config, tokenizer) = (&opened.config, &opened.tokenizer);
+        Backbone::check_decoder(config)?;
+        let model = Backbone::load(&device, config, &mut opened.weights(options.weights)?, &Parts::all(config))?;
+        if options.weights != WeightFormat::Keep {
+            eprintln!("{}", describe_weights(&device, 0, options.weights));
+        }
         let prompts = [tokenizer.encode_prompt(&options.prompt)?];
         let limits = GenerateOptions { max_new_tokens: options.max_new_tokens, stop: config.eos.clone() };
         let base = generate(&model, None, &prompts, &limits, &no_yield()).await?;
@@ -46,7 +53,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             println!("{text}");
             return Ok(ExitCode::SUCCESS);
         };
-        let side = load_adapter(&device, &config, folder)?;
+        let side = load_adapter(&device, config, folder)?;
         let tuned = generate(&model, Some(&side), &prompts, &limits, &no_yield()).await?;
         println!("base   {text}\ntuned  {}", tokenizer.decode_response(&tuned[0])?);
         Ok(ExitCode::SUCCESS)

@@ -2,6 +2,8 @@
 
 mod bench;
 mod generate;
+mod hub;
+mod model;
 mod node;
 mod serve;
 mod simulate;

@@ -1,9 +1,11 @@
 //! `barycenter serve`.
 
+use crate::hub;
 use anyhow::Result;
+use barycenter_model::ModelFiles;
 use barycenter_server::{DataDir, ServerConfig, serve};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Options of `barycenter serve`.
@@ -15,7 +17,8 @@ pub struct Options {
     /// Folder for everything that is kept (default: the platform's data folder).
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Folder with models in Hugging Face form, one sub-folder each; may be repeated.
+    /// Folder with models in Hugging Face form, one sub-folder each; a .gguf file; or a name on the hub (org/name). May be
+    /// repeated.
     #[arg(long)]
     models: Vec<PathBuf>,
     /// Your own certificate chain, PEM (with --key).
@@ -38,13 +41,17 @@ pub struct Options {
 /// Serves until Ctrl-C.
 #[tokio::main]
 pub async fn run(options: Options) -> Result<ExitCode> {
+    let data = options.data.unwrap_or_else(DataDir::default_path);
+    let models = options.models.clone();
+    let folders = data.join("converted");
+    let model_dirs = tokio::task::spawn_blocking(move || models.iter().map(|named| model_folder(named, &folders)).collect::<Result<Vec<_>>>()).await??;
     let config = ServerConfig {
         listen: options.listen,
-        model_dirs: options.models,
+        model_dirs,
         certificate: options.cert.zip(options.key),
         web_dir: options.web,
         host: options.host,
-        ..ServerConfig::new(options.data.unwrap_or_else(DataDir::default_path))
+        ..ServerConfig::new(data)
     };
     let mut server = serve(config).await?;
     println!("\nBarycenter is ready. On every other device, scan this code or open the address:\n");
@@ -61,6 +68,21 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         _ = tokio::signal::ctrl_c() => server.shutdown().await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The folder that a `--models` leads to: devices fetch ranges of safetensors files, so a GGUF file is converted, once.
+fn model_folder(named: &Path, folders: &Path) -> Result<PathBuf> {
+    let path = hub::locate(named)?;
+    let ModelFiles::Gguf(gguf) = ModelFiles::open(&path)? else { return Ok(path) };
+    let about = std::fs::metadata(&path)?;
+    let modified = about.modified()?.duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    // The last part is the name that people see.
+    let folder = folders.join(format!("{}-{modified}", about.len())).join(path.file_stem().unwrap_or_default());
+    if !folder.join("config.json").is_file() {
+        println!("converting {} to f16 for the devices", path.display());
+        gguf.write_folder(&folder)?;
+    }
+    Ok(folder)
 }
 
 /// Best effort: the address is printed anyway.

@@ -1,5 +1,6 @@
 //! `barycenter train`: fill epoch and cached epochs on this one computer, with the swarm's sample order and schedule.
 
+use crate::model::{Model, WeightFormat, describe_weights};
 use anyhow::{Context, Result, ensure};
 use barycenter_core::order::SampleOrder;
 use barycenter_core::schedule;
@@ -13,7 +14,7 @@ use barycenter_engine::tape::no_yield;
 use barycenter_engine::create_backend;
 use barycenter_model::dataset::{DataFormat, Row, TooLong, exact_match, read_rows, split_held_out, tokenise};
 use barycenter_model::names::Parts;
-use barycenter_model::{FolderTensors, ModelConfig, RawTensor, TextTokenizer, write_safetensors};
+use barycenter_model::{ModelConfig, RawTensor, TextTokenizer, WeightType, write_safetensors};
 use barycenter_protocol::SampleId;
 use barycenter_protocol::control::{GradientType, RunSpec, SampleSize};
 use barycenter_server::Recommendation;
@@ -30,9 +31,13 @@ type Entries = Vec<Vec<u8>>;
 /// Options of `barycenter train`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Model folder (config.json, model.safetensors, tokenizer.json; demo.json may recommend hyper-parameters).
+    /// Model folder (config.json, model.safetensors, tokenizer.json; demo.json may recommend hyper-parameters), .gguf
+    /// file, or name on the hub (org/name).
     #[arg(long)]
     pub(crate) model: PathBuf,
+    /// Number format in which the frozen weights are held.
+    #[arg(long, default_value = "keep")]
+    pub(crate) weights: WeightFormat,
     /// Training rows: .jsonl, .csv, .tsv or .txt.
     #[arg(long)]
     data: PathBuf,
@@ -83,16 +88,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     pollster::block_on(async {
         let device = create_backend(options.device.into()).await?;
         println!("{}: {}", device.info().description, device.info().reason);
-        let config = ModelConfig::from_folder(&options.model)?;
+        let model = Model::open(&options.model)?;
+        let (config, tokenizer) = (model.config.clone(), &model.tokenizer);
         Backbone::check_decoder(&config)?;
-        let tokenizer = TextTokenizer::from_folder(&options.model, &config)?;
-        let data = read(options, &tokenizer, config.max_positions)?;
+        let data = read(options, tokenizer, config.max_positions)?;
         let spec = spec(options, &config, &data)?;
-        let mut weights = FolderTensors::open(&options.model)?;
+        let mut weights = model.weights(options.weights)?;
         let start = Instant::now();
         let mut runtime = StageRuntime::new(&device, config.clone(), 0..config.layers, no_yield(), Rc::new(move || start.elapsed().as_secs_f64()));
         device.reset_peak();
+        let before_weights = device.memory().current_bytes;
         runtime.load_backbone(&mut weights, &Parts::all(&config))?;
+        println!("{}", describe_weights(&device, before_weights, options.weights));
         let side_config = SideConfig::new(spec.reduction as usize, config.layers);
         let optimiser = AdamWConfig { weight_decay: spec.weight_decay as f32, ..AdamWConfig::default() };
         runtime.start_side(&side_config, 0..config.layers, optimiser, spec.seed)?;
@@ -159,8 +166,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let side = Side::new(&device, layout.clone(), &flat_from_named(&layout, |name| tensors.get(name).cloned())?)?;
         drop(runtime);
         let model = Backbone::load(&device, &config, &mut weights, &Parts::all(&config))?;
-        let (before, example_base) = answers(&model, None, &data, &tokenizer, &config, options.exact_match_rows).await?;
-        let (after, example_tuned) = answers(&model, Some(&side), &data, &tokenizer, &config, options.exact_match_rows).await?;
+        let (before, example_base) = answers(&model, None, &data, tokenizer, &config, options.exact_match_rows).await?;
+        let (after, example_tuned) = answers(&model, Some(&side), &data, tokenizer, &config, options.exact_match_rows).await?;
         println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
         if let Some(row) = data.rows.get(data.train) {
             println!("  asked   {}\n  wanted  {}\n  base    {example_base}\n  tuned   {example_tuned}", row.prompt, row.response);
@@ -273,7 +280,7 @@ fn save(folder: &Path, tensors: &BTreeMap<String, RawTensor>, side: &SideConfig,
     std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     let bytes = write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &BTreeMap::new());
     std::fs::write(folder.join("adapter_model.safetensors"), bytes)?;
-    let config = json!({ "method": "parallel_adapter", "version": 1, "reduction": side.reduction, "taps": side.taps, "gate_temperature": side.temperature, "base_model": options.model.display().to_string() });
+    let config = json!({ "method": "parallel_adapter", "version": 1, "reduction": side.reduction, "taps": side.taps, "gate_temperature": side.temperature, "base_model": options.model.display().to_string(), "weights": WeightType::from(options.weights) });
     std::fs::write(folder.join("adapter_config.json"), serde_json::to_string_pretty(&config)?)?;
     Ok(())
 }

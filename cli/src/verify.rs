@@ -1,8 +1,9 @@
 //! `barycenter verify`.
 
+use crate::model::WeightFormat;
 use anyhow::Result;
 use barycenter_engine::create_backend;
-use barycenter_engine::verify::{PARTS, verify};
+use barycenter_engine::verify::{PARTS, verify_as};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,6 +20,10 @@ pub struct Options {
     /// Which back end computes.
     #[arg(long, default_value = "cpu")]
     device: crate::Device,
+    /// Number format in which the frozen weights are held: with another than keep the error is shown, and held to no
+    /// tolerance unless one is given.
+    #[arg(long, default_value = "keep")]
+    weights: WeightFormat,
     /// Largest relative error that passes (default: 1e-4 for golden, 1e-3 for the training runs).
     #[arg(long)]
     tolerance: Option<f64>,
@@ -29,11 +34,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let report = pollster::block_on(async {
         let device = create_backend(options.device.into()).await?;
         println!("{} on {}", options.folder.display(), device.info().description);
-        anyhow::Ok(verify(&device, &options.folder).await?)
+        let report = verify_as(&device, &options.folder, options.weights.into()).await?;
+        println!("weights {:?}: {:.1} MB; peak memory {:.1} MB", options.weights, report.weight_bytes as f64 / 1e6, device.memory().peak_bytes as f64 / 1e6);
+        anyhow::Ok(report)
     })?;
     let mut passed = true;
     for tensor in &report.tensors {
-        let tolerance = options.tolerance.unwrap_or(if tensor.part == "golden" { GOLDEN_TOLERANCE } else { RUN_TOLERANCE });
+        let tolerance = options.tolerance.unwrap_or(match tensor.part {
+            _ if options.weights != WeightFormat::Keep => f64::MAX,
+            "golden" => GOLDEN_TOLERANCE,
+            _ => RUN_TOLERANCE,
+        });
         let ok = tensor.relative_error <= tolerance;
         passed &= ok;
         println!("{:<7} {:<48} {:.2e}{}", tensor.part, tensor.name, tensor.relative_error, if ok { "" } else { "  ABOVE TOLERANCE" });

@@ -105,3 +105,37 @@ fn a_server_that_cannot_start_says_why() {
     refused(&["serve", "--no-open", "--data", data, "--listen", "127.0.0.1:0", "--cert", text(&certificate), "--key", text(&certificate)], &["certificate", "--cert"]);
     refused(&["serve", "--no-open", "--data", text(&certificate), "--listen", "127.0.0.1:0"], &["data folder", "--data"]);
 }
+
+#[test]
+fn damaged_gguf_files_are_named() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures/gguf");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let generate = |path: &Path, parts: &[&str]| refused(&["generate", "--device", "cpu", "--model", text(path), "hello"], parts);
+    let whole = std::fs::read(fixtures.join("llama.gguf")).expect("the fixture is there");
+    let broken = folder.path().join("broken.gguf");
+    for (bytes, said) in [(&whole[..whole.len() - 1], "cut off"), (&whole[..100], "broken.gguf"), (b"PK\x03\x04", "does not start with GGUF"), (b"", "broken.gguf")] {
+        std::fs::write(&broken, bytes).expect("written");
+        generate(&broken, &["broken.gguf", said]);
+    }
+    // A type that is not read: F16, the type of this tensor, becomes Q5_K.
+    let name = b"blk.0.ffn_up.weight";
+    let at = whole.windows(name.len()).position(|window| window == name).expect("the fixture has this tensor") + name.len() + 4 + 16;
+    let mut unknown = whole.clone();
+    assert_eq!(unknown[at..at + 4], 1u32.to_le_bytes());
+    unknown[at..at + 4].copy_from_slice(&13u32.to_le_bytes());
+    std::fs::write(&broken, unknown).expect("written");
+    generate(&broken, &["`blk.0.ffn_up.weight`", "Q5_K"]);
+    // Weights and header of another kind of model: it says neither sizes nor tokens.
+    generate(&fixtures.join("types.gguf"), &["types.gguf", "qwen2.embedding_length"]);
+}
+
+#[test]
+fn a_weight_that_is_not_a_number_is_named() {
+    let folder = model_copy();
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("read");
+    let last = bytes.len() - 2;
+    bytes[last..].copy_from_slice(&0x7e00u16.to_le_bytes());
+    std::fs::write(&path, bytes).expect("written");
+    refused(&["generate", "--device", "cpu", "--model", text(folder.path()), "hello"], &["model.", "not a finite number"]);
+}

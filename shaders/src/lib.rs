@@ -139,7 +139,7 @@ mod tests {
     fn every_variant_is_valid_wgsl() {
         let matmul = kernel("matmul").unwrap();
         for layout in 0..3 {
-            for dtype in 0..3 {
+            for dtype in 0..5 {
                 for vec4 in 0..2 {
                     for micro in [4, 8] {
                         let constants = [("LAYOUT", layout), ("B_DTYPE", dtype), ("A_VEC4", vec4), ("B_VEC4", vec4), ("MICRO", micro)];
@@ -149,7 +149,7 @@ mod tests {
             }
         }
         for rows in [1, 4, 8] {
-            for dtype in 0..3 {
+            for dtype in 0..5 {
                 validate("matmul_rows", &kernel("matmul_rows").unwrap().source_with(&[("ROWS", rows), ("B_DTYPE", dtype)]));
             }
         }
@@ -169,7 +169,7 @@ mod tests {
             }
         }
         validate("rope", &kernel("rope").unwrap().source_with(&[("IN_PLACE", 1)]));
-        for dtype in 1..3 {
+        for dtype in 1..5 {
             validate("embed", &kernel("embed").unwrap().source_with(&[("DTYPE", dtype)]));
         }
     }

@@ -1,5 +1,6 @@
 // out[t,:] = table[ids[t] - first_row, :] where first_row <= ids[t] < first_row + table_rows
-// table: [table_rows, width] in DTYPE (0 f32, 1 f16, 2 bf16, the latter two packed two per word). ids: [tokens] u32.
+// table: [table_rows, width] in DTYPE (0 f32; 1 f16, 2 bf16, packed two per word; 3 int8, 4 int4 in blocks of 32 along
+// its rows, two blocks to 17 or 9 words, the last of them the two scales as f16). ids: [tokens] u32.
 // out: [tokens, width]; rows whose id lies outside the shard are left as they are. len = tokens * width.
 // Dispatch: 256 invocations a workgroup, one element each, workgroups in x then y.
 
@@ -54,6 +55,19 @@ fn main(
     var y: f32;
     if DTYPE == 0u {
         y = bitcast<f32>(table[at]);
+    } else if DTYPE >= 3u {
+        let block = at >> 5u;
+        let words = select(9u, 17u, DTYPE == 3u);
+        let base = (block >> 1u) * words;
+        let scale = half_to_float((table[base + words - 1u] >> ((block & 1u) * 16u)) & 0xffffu);
+        if DTYPE == 3u {
+            let word = bitcast<i32>(table[base + ((at & 63u) >> 2u)]);
+            y = scale * f32((word << (24u - (at & 3u) * 8u)) >> 24u);
+        } else {
+            // Byte j of a block has element j in its low and j + 16 in its high half.
+            let word = table[base + (block & 1u) * 4u + ((at & 15u) >> 2u)];
+            y = scale * (f32((word >> ((at & 3u) * 8u + ((at & 16u) >> 2u))) & 15u) - 8.0);
+        }
     } else {
         let half = (table[at >> 1u] >> ((at & 1u) * 16u)) & 0xffffu;
         if DTYPE == 1u {

@@ -58,7 +58,7 @@ pub struct Model {
 
 impl Model {
     fn open(id: String, folder: PathBuf) -> Self {
-        let name = folder.file_name().map_or_else(|| id.clone(), |n| n.to_string_lossy().into_owned());
+        let name = Some(folder_name(&folder)).filter(|name| !name.is_empty()).unwrap_or_else(|| id.clone());
         let mut info = ModelInfo { id, name, family: String::new(), parameters: 0, bytes: 0, layers: 0, width: 0, max_positions: 0, problem: None };
         let config = match inspect(&folder, &mut info) {
             Ok(config) => Some(config),
@@ -175,8 +175,7 @@ impl Models {
         known.retain(|model| Some(&model.folder) == self.demo.as_ref() || (model.info.problem.is_none() && found.contains(&model.folder)));
         for folder in found {
             if known.iter().all(|model| model.folder != folder) {
-                let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                let id = free_id(&name, |id| known.iter().any(|model| model.info.id == id));
+                let id = free_id(&folder_name(&folder), |id| known.iter().any(|model| model.info.id == id));
                 known.push(Arc::new(Model::open(id, folder)));
             }
         }
@@ -190,6 +189,17 @@ impl Models {
         find(&known)
             .or_else(|| find(&self.list()))
             .ok_or_else(|| Refusal::missing(format!("there is no model `{}`: choose one of the list", clip(id))))
+    }
+}
+
+/// The name of a model in a folder: the folder's own, or the hub's where it lies in the hub's cache
+/// (`models--org--name/snapshots/<commit>`).
+fn folder_name(folder: &Path) -> String {
+    let name = |path: Option<&Path>| path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let parent = folder.parent();
+    match name(parent.and_then(Path::parent)).strip_prefix("models--") {
+        Some(of_hub) if name(parent) == "snapshots" => of_hub.replacen("--", "/", 1),
+        _ => name(Some(folder)),
     }
 }
 
@@ -254,5 +264,12 @@ mod tests {
         assert_eq!(free_id("../../etc/passwd", |_| false), "etc-passwd");
         assert_eq!(free_id("Qwen2.5 0.5B", |id| id == "qwen2-5-0-5b"), "qwen2-5-0-5b-2");
         assert_eq!(free_id("…", |_| false), "x");
+    }
+
+    #[test]
+    fn a_model_of_the_hub_has_its_name_there() {
+        assert_eq!(folder_name(Path::new("/a/hub/models--org--name-1/snapshots/0f3a")), "org/name-1");
+        assert_eq!(folder_name(Path::new("/a/snapshots/tiny")), "tiny");
+        assert_eq!(folder_name(Path::new("tiny")), "tiny");
     }
 }

@@ -13,13 +13,13 @@ use std::time::Instant;
 fn main() {
     let device: Device = Rc::new(CpuBackend::default());
     println!("{}", device.info().description);
-    for (m, n, k) in [(1536, 512, 192), (1536, 192, 512), (1536, 192, 192), (1536, 4096, 192), (1024, 1024, 1024)] {
+    for (m, n, k) in [(1536, 512, 192), (1536, 192, 512), (1536, 192, 192), (1536, 4096, 192), (1024, 1024, 1024), (1, 1536, 576), (1, 49_152, 576)] {
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             let [a, b, c] = [m * k, k * n, m * n].map(|len| Tensor::full(&device, &[len], 0.5));
             let op = |b_dtype| Op::MatMul {
                 a: a.slice(), b: b.slice(), c: c.slice(), m: m as u32, n: n as u32, k: k as u32, layout, b_dtype, accumulate: false,
             };
-            let dtypes: &[Dtype] = if layout == Layout::Tn { &[Dtype::F32] } else { &[Dtype::F32, Dtype::F16] };
+            let dtypes: &[Dtype] = if layout == Layout::Tn { &[Dtype::F32] } else { &[Dtype::F32, Dtype::F16, Dtype::Q8, Dtype::Q4] };
             for &dtype in dtypes {
                 device.run(op(dtype));
                 let (start, mut runs) = (Instant::now(), 0);
@@ -28,7 +28,7 @@ fn main() {
                     runs += 1;
                 }
                 let gflops = 2.0 * (m * n * k * runs) as f64 / start.elapsed().as_secs_f64() / 1e9;
-                println!("matmul {m}x{n}x{k} {layout:?} {dtype:?}: {gflops:.0} GFLOP/s");
+                println!("matmul {m}x{n}x{k} {layout:?} {dtype:?}: {gflops:.1} GFLOP/s");
             }
         }
     }

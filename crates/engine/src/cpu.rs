@@ -4,6 +4,7 @@
 //! the node's worker, with simd128. The functions in `cpu/` are the twins of the WGSL kernels of the same names.
 
 mod attention;
+mod blocks;
 mod elementwise;
 mod matmul;
 mod norm;

@@ -14,7 +14,7 @@ use crate::backbone::Backbone;
 use crate::params::ParameterSet;
 use crate::tape::{Tape, Var};
 use crate::tensor::Device;
-use barycenter_model::{ModelConfig, ModelError, RawTensor, names};
+use barycenter_model::{ModelConfig, RawTensor, check_finite, names};
 use std::collections::BTreeMap;
 
 /// Which linear layers get a trained product, and how large.
@@ -145,9 +145,7 @@ impl Lora {
         for info in parameters.layout() {
             let bad = || EngineError::BadAdapter { name: info.name.clone(), expected: info.shape.clone() };
             let tensor = find_stored(&info.name, &mut find).filter(|tensor| tensor.shape == info.shape).ok_or_else(bad)?;
-            if !tensor.is_finite() {
-                return Err(ModelError::NotFinite { name: info.name.clone() }.into());
-            }
+            check_finite(&info.name, tensor.dtype, &tensor.bytes)?;
             values[info.offset..info.offset + info.elements()].copy_from_slice(&tensor.to_f32());
         }
         parameters.write_values(&values);

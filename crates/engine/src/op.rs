@@ -7,7 +7,8 @@
 //! - All tensors are row-major. Values are f32 unless a [`Dtype`] says otherwise.
 //! - `T` is the number of *real* tokens of a packed micro-batch: sequences stand one after the other without
 //!   padding, and [`Op::Attention`] gets a segment table. No operation ever sees a padding token.
-//! - A [`Slice`] is a buffer and an offset in elements of the tensor's dtype (a packed offset is even).
+//! - A [`Slice`] is a buffer and an offset in elements of the tensor's dtype (a packed offset is even; one into blocks
+//!   is a multiple of 32).
 //! - "accumulate" adds to what is there; everything else overwrites its output completely.
 
 pub use barycenter_model::Activation;
@@ -25,15 +26,36 @@ pub enum Dtype {
     F16,
     /// bfloat16, two per 32-bit word, the lower index in the low half.
     Bf16,
+    /// 8-bit integers in blocks of 32 along a row, `value = scale · q`. Two blocks share 17 words: 8 words of the first
+    /// (four bytes a word, the lower index in the lower byte), 8 of the second, then both scales as f16, the first in
+    /// the low half. Rows and offsets are whole blocks; a row need not be whole pairs.
+    Q8,
+    /// 4-bit integers in blocks of 32 along a row, `value = scale · (nibble − 8)`. Two blocks share 9 words: 4 words of
+    /// the first (byte j has element j in its low nibble, element j + 16 in its high one), 4 of the second, then both
+    /// scales as for [`Dtype::Q8`].
+    Q4,
 }
 
 impl Dtype {
+    /// Elements that share words, and the 32-bit words they share.
+    pub fn group(self) -> (usize, usize) {
+        match self {
+            Dtype::F32 => (1, 1),
+            Dtype::F16 | Dtype::Bf16 => (2, 1),
+            Dtype::Q8 => (64, 17),
+            Dtype::Q4 => (64, 9),
+        }
+    }
+
     /// Number of 32-bit words that hold `elements` values (rounded up).
     pub fn words(self, elements: usize) -> usize {
-        match self {
-            Dtype::F32 => elements,
-            Dtype::F16 | Dtype::Bf16 => elements.div_ceil(2),
-        }
+        let (group, words) = self.group();
+        elements.div_ceil(group) * words
+    }
+
+    /// Whether values are integers in blocks of 32 with a scale.
+    pub fn is_blocks(self) -> bool {
+        matches!(self, Dtype::Q8 | Dtype::Q4)
     }
 }
 

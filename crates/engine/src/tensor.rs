@@ -160,13 +160,10 @@ impl Tensor {
         Ok(bytemuck::cast_vec(words))
     }
 
-    /// Brings the words back: u32 elements, or packed pairs.
+    /// Brings the words back: u32 elements, packed pairs, or pairs of blocks.
     pub async fn read_words(&self) -> Result<Vec<u32>, BackendError> {
-        let first = match self.dtype {
-            Dtype::F32 => self.offset,
-            Dtype::F16 | Dtype::Bf16 => self.offset / 2,
-        };
-        self.device().read(self.buffer(), first, self.dtype.words(self.len())).await
+        let (group, words) = self.dtype.group();
+        self.device().read(self.buffer(), self.offset / group * words, self.dtype.words(self.len())).await
     }
 }
 

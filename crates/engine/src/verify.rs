@@ -10,7 +10,7 @@ use crate::packed::DeviceBatch;
 use crate::tape::{Tape, Var};
 use crate::tensor::Device;
 use barycenter_model::names::Parts;
-use barycenter_model::{FolderTensors, ModelConfig, TensorSource};
+use barycenter_model::{FolderTensors, ModelConfig, TensorSource, WeightType, Weights};
 use inputs::Inputs;
 use std::path::Path;
 
@@ -33,6 +33,8 @@ pub struct TensorError {
 pub struct Report {
     /// One entry per tensor compared.
     pub tensors: Vec<TensorError>,
+    /// Bytes that the model's weights take on the device.
+    pub weight_bytes: u64,
 }
 
 impl Report {
@@ -59,10 +61,16 @@ pub fn relative_error(got: &[f32], reference: &[f32]) -> f64 {
 
 /// Computes what `golden.safetensors` and, where present, `pac.safetensors` and `lora.safetensors` of a model folder hold.
 pub async fn verify(device: &Device, folder: &Path) -> Result<Report, EngineError> {
+    verify_as(device, folder, WeightType::Keep).await
+}
+
+/// [`verify`] with the frozen weights held in a number format: shows the error of that format.
+pub async fn verify_as(device: &Device, folder: &Path, weight_type: WeightType) -> Result<Report, EngineError> {
     let config = ModelConfig::from_folder(folder)?;
-    let mut weights = FolderTensors::open(folder)?;
+    let mut weights = Weights::new(FolderTensors::open(folder)?, weight_type);
+    let before = device.memory().current_bytes;
     let mut model = Backbone::load(device, &config, &mut weights, &Parts::all(&config))?;
-    let mut report = Report::default();
+    let mut report = Report { weight_bytes: device.memory().current_bytes - before, ..Report::default() };
     let reference = |part: &str| -> Result<Option<FolderTensors>, EngineError> {
         let path = folder.join(format!("{part}.safetensors"));
         Ok(if path.is_file() { Some(FolderTensors::open_file(&path)?) } else { None })

@@ -142,6 +142,7 @@ fn matmul_agrees() {
                         Dtype::F32 => case.floats(weight),
                         Dtype::F16 => case.bits(to_f16(&weight)),
                         Dtype::Bf16 => case.bits(to_bf16(&weight)),
+                        Dtype::Q8 | Dtype::Q4 => unreachable!("blocks have a test of their own"),
                     };
                     let c = case.floats(random.values(c_at + m * n + 3));
                     case.check(&gpu, |ids| {
@@ -159,6 +160,80 @@ fn matmul_agrees() {
                     });
                 }
             }
+        }
+    }
+}
+
+/// `blocks` blocks of random integers; every fourth scale is a subnormal f16.
+fn random_blocks(random: &mut Random, dtype: Dtype, blocks: usize) -> Vec<u32> {
+    let (_, group_words) = dtype.group();
+    let mut words = Vec::new();
+    while words.len() < dtype.words(32 * blocks) {
+        words.extend((1..group_words).map(|_| random.bits() as u32));
+        let scales = [random.value() * 0.01, random.value() * if words.len() % 2 == 0 { 3e-5 } else { 0.01 }];
+        words.extend(to_f16(&scales));
+    }
+    words
+}
+
+#[test]
+fn products_with_weights_in_blocks_agree() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::from_env("products_with_weights_in_blocks_agree");
+    // (rows of the activations, rows of the weight, columns of the weight: whole blocks, also an odd number of them).
+    let sizes = [(1, 1, 32), (3, 5, 96), (1, 67, 64), (8, 70, 160), (33, 31, 32), (37, 66, 96), (130, 129, 224), (500, 516, 64)];
+    for (rows, weight_rows, weight_cols) in sizes {
+        for dtype in [Dtype::Q8, Dtype::Q4] {
+            // y = x · Wᵀ, and the gradient dx = dy · W.
+            for (layout, n, k) in [(Layout::Nt, weight_rows, weight_cols), (Layout::Nn, weight_cols, weight_rows)] {
+                for (accumulate, a_at, b_at) in [(false, 4, 0), (true, 3, 32), (false, 0, 3 * 32)] {
+                    let mut case = Case::new(format!("matmul {rows}×{n}×{k} {layout:?} {dtype:?} from {b_at}"));
+                    let a = case.floats(random.values(a_at + rows * k));
+                    let blocks = (b_at + weight_rows * weight_cols) / 32;
+                    let b = case.bits(random_blocks(&mut random, dtype, blocks));
+                    let c = case.floats(random.values(rows * n + 3));
+                    case.check(&gpu, |ids| {
+                        vec![Op::MatMul {
+                            a: at(ids, a, a_at),
+                            b: at(ids, b, b_at),
+                            c: at(ids, c, 0),
+                            m: rows as u32,
+                            n: n as u32,
+                            k: k as u32,
+                            layout,
+                            b_dtype: dtype,
+                            accumulate,
+                        }]
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_in_blocks_agree_bit_for_bit() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::from_env("tables_in_blocks_agree_bit_for_bit");
+    for (tokens, width, table_rows) in [(1usize, 32usize, 3usize), (23, 96, 9), (40, 64, 100)] {
+        for dtype in [Dtype::Q8, Dtype::Q4] {
+            let mut case = Case::new(format!("embed {tokens}×{width} {dtype:?}"));
+            case.tolerance = 0.0;
+            let table = case.bits(random_blocks(&mut random, dtype, 1 + table_rows * width / 32));
+            let ids = case.bits((0..tokens).map(|_| random.below(table_rows as u32 + 10)).collect());
+            let out = case.floats(random.values(tokens * width + 1));
+            case.check(&gpu, |b| {
+                vec![Op::Embed {
+                    table: at(b, table, 32),
+                    ids: b[ids],
+                    out: at(b, out, 1),
+                    tokens: tokens as u32,
+                    width: width as u32,
+                    first_row: 5,
+                    table_rows: table_rows as u32,
+                    dtype,
+                }]
+            });
         }
     }
 }
@@ -351,6 +426,7 @@ fn table_operations_agree() {
                 Dtype::F32 => case.floats(table.clone()),
                 Dtype::F16 => case.bits(to_f16(&table)),
                 Dtype::Bf16 => case.bits(to_bf16(&table)),
+                Dtype::Q8 | Dtype::Q4 => unreachable!("blocks have a test of their own"),
             };
             let tokens_ids = case.bits(ids.clone());
             let out = case.floats(random.values(tokens * width + 1));

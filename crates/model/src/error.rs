@@ -52,6 +52,14 @@ pub enum ModelError {
         /// The system's words.
         reason: String,
     },
+    /// A converted model that could not be stored.
+    #[error("the model folder {folder} could not be written ({reason}): free some space or choose another place")]
+    NotWritten {
+        /// The folder.
+        folder: String,
+        /// The system's words.
+        reason: String,
+    },
     /// A safetensors file whose header cannot be understood.
     #[error("{file} is not a safetensors file ({reason}): copy it again from where the model came")]
     BadHeader {
@@ -59,6 +67,22 @@ pub enum ModelError {
         file: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A GGUF file that cannot be understood, or holds what cannot be computed.
+    #[error("{file} cannot be used as a GGUF file: {reason}")]
+    BadGguf {
+        /// File name.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A GGUF tensor in a format that is not read.
+    #[error("the tensor `{name}` is stored as {dtype}, and of GGUF's types F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K can be read: take such a version of the model")]
+    UnsupportedQuantisation {
+        /// By the file's own name.
+        name: String,
+        /// As `ggml` names it.
+        dtype: String,
     },
     /// A safetensors file whose length is not what its header says.
     #[error("{file} has {got_bytes} bytes where its header promises {expected_bytes}: it was cut off or damaged, copy it again")]
@@ -100,19 +124,21 @@ pub enum ModelError {
         /// The embedding.
         embedding: String,
     },
-    /// A weight that is not a number, or infinite.
-    #[error("the tensor `{name}` holds a value that is not a finite number: the file is damaged or the model's training broke down, take another copy")]
-    NotFinite {
-        /// The parameter.
-        name: String,
-    },
     /// A parameter is stored in a number format that cannot be computed with.
-    #[error("the tensor `{name}` is stored as {dtype}, but weights must be F32, F16 or BF16: take that version of the model")]
+    #[error("the tensor `{name}` is stored as {dtype}, but weights must be F32, F16 or BF16 (or Q8_0 or Q4_0 in whole blocks): take that version of the model")]
     WrongDtype {
         /// The parameter.
         name: String,
         /// As the file names it.
         dtype: String,
+    },
+    /// A weight that is not a number, or infinite.
+    #[error("the tensor `{name}` holds a value that is not a finite number (element {element}): the file is damaged or the model broken, take another copy")]
+    NotFinite {
+        /// The parameter.
+        name: String,
+        /// The first such element (of a block of 32, its first).
+        element: usize,
     },
     /// Rows were asked for that the tensor does not have.
     #[error("rows {start}..{end} of the tensor `{name}` were asked for, but it has {rows}")]

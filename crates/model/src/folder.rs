@@ -68,7 +68,23 @@ impl FolderTensors {
             }
             by_name.insert(tensor, at);
         }
-        Ok(Self { files, by_name })
+        let weights = Self { files, by_name };
+        weights.check_that_copies_agree()?;
+        Ok(weights)
+    }
+
+    /// A tensor that two files hold must be the same in both.
+    fn check_that_copies_agree(&self) -> Result<(), ModelError> {
+        for file in &self.files {
+            for (name, entry) in &file.header.tensors {
+                let Some((named, original)) = self.find(name).filter(|(named, _)| named.name != file.name) else { continue };
+                let bytes = |file: &WeightFile, entry: &TensorEntry| file.map[entry.start as usize..entry.end as usize].to_vec();
+                if original.shape != entry.shape || original.dtype != entry.dtype || bytes(named, original) != bytes(file, entry) {
+                    return Err(ModelError::BadIndex { reason: format!("says that `{name}` is in {}, and {} holds another tensor of that name", named.name, file.name) });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Opens one safetensors file by path.

@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
+pub mod blocks;
 mod config;
 #[cfg(feature = "tokenizers")]
 pub mod dataset;
@@ -10,11 +11,16 @@ mod error;
 pub mod families;
 #[cfg(not(target_arch = "wasm32"))]
 mod folder;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod gguf;
 mod manifest;
+#[cfg(not(target_arch = "wasm32"))]
+mod model_files;
 pub mod names;
 mod tensors;
 #[cfg(feature = "tokenizers")]
 pub mod tokenizer;
+mod weight_type;
 
 pub use batch::TokenSample;
 pub use config::{Activation, Family, HeadKind, ModelConfig, NormKind, Positions, RopeConfig, RopeScaling};
@@ -22,6 +28,8 @@ pub use error::ModelError;
 pub use families::SUPPORTED_MODEL_TYPES;
 #[cfg(not(target_arch = "wasm32"))]
 pub use folder::FolderTensors;
+#[cfg(not(target_arch = "wasm32"))]
+pub use model_files::ModelFiles;
 pub use manifest::{ByteRange, Manifest, ManifestFile, ManifestTensor, hash_bytes};
 pub use tensors::{
     MAX_HEADER_BYTES, MemoryTensors, RawTensor, SafetensorsHeader, TensorDtype, TensorEntry, TensorSource,
@@ -29,3 +37,4 @@ pub use tensors::{
 };
 #[cfg(feature = "tokenizers")]
 pub use tokenizer::TextTokenizer;
+pub use weight_type::{WeightType, Weights, check_finite};

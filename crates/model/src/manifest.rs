@@ -137,8 +137,9 @@ impl ManifestTensor {
     fn check(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
         crate::TensorEntry { dtype: self.dtype, shape: self.shape.clone(), start: 0, end: self.len_bytes }
             .check_weight(name, expected)?;
-        let needed = self.shape.iter().try_fold(self.dtype.bytes() as u64, |len, &size| len.checked_mul(size as u64));
-        if needed != Some(self.len_bytes) {
+        let elements = self.shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
+        let needed = elements.and_then(|elements| self.dtype.len_bytes(elements));
+        if needed.map(|needed| needed as u64) != Some(self.len_bytes) {
             return Err(ModelError::WrongContent { name: name.to_string() });
         }
         Ok(())
@@ -176,7 +177,8 @@ fn model_hash(config: &str, tensors: &BTreeMap<String, ManifestTensor>) -> Strin
 
 #[cfg(not(target_arch = "wasm32"))]
 impl Manifest {
-    /// Builds the manifest of a folder: reads every weight once, checks all shapes against the config.
+    /// Builds the manifest of a folder: reads every weight once, checks all shapes against the config and all
+    /// values for what is not a number.
     pub fn from_folder(folder: &std::path::Path) -> Result<Self, ModelError> {
         let config_text = crate::folder::read_text(folder, "config.json")?;
         let mut weights = crate::FolderTensors::open(folder)?;
@@ -189,6 +191,7 @@ impl Manifest {
             .map(|(name, at)| {
                 let entry = &files[at].header.tensors[name];
                 let bytes = &files[at].map[entry.start as usize..entry.end as usize];
+                crate::check_finite(name, entry.dtype, bytes)?;
                 let tensor = ManifestTensor {
                     dtype: entry.dtype,
                     shape: entry.shape.clone(),
@@ -197,9 +200,9 @@ impl Manifest {
                     len_bytes: entry.len_bytes(),
                     hash: hash_bytes(bytes),
                 };
-                (name.to_string(), tensor)
+                Ok((name.to_string(), tensor))
             })
-            .collect();
+            .collect::<Result<_, ModelError>>()?;
         let files = files
             .iter()
             .map(|file| ManifestFile { name: file.name.clone(), len_bytes: file.header.file_bytes })

@@ -1,6 +1,6 @@
 //! Tensors as weight files hold them, and where they come from.
 
-use crate::ModelError;
+use crate::{ModelError, blocks};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -36,20 +36,39 @@ pub enum TensorDtype {
     /// Truth value, one byte.
     #[serde(rename = "BOOL")]
     Bool,
+    /// 8-bit integers in blocks of 32 along a row (see [`blocks`](crate::blocks)); not in safetensors files.
+    #[serde(rename = "Q8_0")]
+    Q8,
+    /// 4-bit integers in blocks of 32 along a row (see [`blocks`](crate::blocks)); not in safetensors files.
+    #[serde(rename = "Q4_0")]
+    Q4,
 }
 
 impl TensorDtype {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
+    /// Elements that are stored together, and the bytes they take.
+    pub fn block(self) -> (usize, usize) {
         match self {
-            TensorDtype::F64 | TensorDtype::I64 => 8,
-            TensorDtype::F32 | TensorDtype::I32 | TensorDtype::U32 => 4,
-            TensorDtype::F16 | TensorDtype::Bf16 => 2,
-            TensorDtype::I8 | TensorDtype::U8 | TensorDtype::Bool => 1,
+            TensorDtype::F64 | TensorDtype::I64 => (1, 8),
+            TensorDtype::F32 | TensorDtype::I32 | TensorDtype::U32 => (1, 4),
+            TensorDtype::F16 | TensorDtype::Bf16 => (1, 2),
+            TensorDtype::I8 | TensorDtype::U8 | TensorDtype::Bool => (1, 1),
+            TensorDtype::Q8 => (blocks::BLOCK, blocks::Q8_BYTES),
+            TensorDtype::Q4 => (blocks::BLOCK, blocks::Q4_BYTES),
         }
     }
 
-    /// The name in a safetensors header.
+    /// Bytes of so many elements; `None` if they are not whole blocks, or more than can be addressed.
+    pub fn len_bytes(self, elements: usize) -> Option<usize> {
+        let (block, bytes) = self.block();
+        elements.is_multiple_of(block).then(|| (elements / block).checked_mul(bytes))?
+    }
+
+    /// Whether weights may be stored so.
+    pub fn is_weight(self) -> bool {
+        matches!(self, TensorDtype::F32 | TensorDtype::F16 | TensorDtype::Bf16 | TensorDtype::Q8 | TensorDtype::Q4)
+    }
+
+    /// The name in a safetensors header, or in a GGUF file.
     pub fn name(self) -> &'static str {
         match self {
             TensorDtype::F32 => "F32",
@@ -62,6 +81,8 @@ impl TensorDtype {
             TensorDtype::I8 => "I8",
             TensorDtype::U8 => "U8",
             TensorDtype::Bool => "BOOL",
+            TensorDtype::Q8 => "Q8_0",
+            TensorDtype::Q4 => "Q4_0",
         }
     }
 
@@ -82,11 +103,13 @@ impl TensorDtype {
             TensorDtype::I8 => safetensors::Dtype::I8,
             TensorDtype::U8 => safetensors::Dtype::U8,
             TensorDtype::Bool => safetensors::Dtype::BOOL,
+            TensorDtype::Q8 | TensorDtype::Q4 => unreachable!("safetensors files hold trained tensors, and those are f32"),
         }
     }
 }
 
-/// A tensor with its bytes: row-major, little-endian, `bytes.len() == shape product · dtype.bytes()`.
+/// A tensor with its bytes: row-major, little-endian, `bytes.len() == dtype.len_bytes(shape product)`; rows are whole
+/// blocks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawTensor {
     /// Number format.
@@ -125,20 +148,9 @@ impl RawTensor {
             TensorDtype::F16 => chunks(bytes).map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
             TensorDtype::Bf16 => chunks(bytes).map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
             TensorDtype::F64 => chunks(bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
+            TensorDtype::Q8 => blocks::dequantise_q8(bytes),
+            TensorDtype::Q4 => blocks::dequantise_q4(bytes),
             _ => self.to_i64().into_iter().map(|value| value as f32).collect(),
-        }
-    }
-
-    /// Whether every element is a finite number (integers are).
-    pub fn is_finite(&self) -> bool {
-        let bytes = &self.bytes;
-        match self.dtype {
-            // The exponent has all bits set in infinities and in what is not a number.
-            TensorDtype::F32 => chunks(bytes).all(|b| f32::from_le_bytes(b).is_finite()),
-            TensorDtype::F16 => chunks(bytes).all(|b| u16::from_le_bytes(b) & 0x7c00 != 0x7c00),
-            TensorDtype::Bf16 => chunks(bytes).all(|b| u16::from_le_bytes(b) & 0x7f80 != 0x7f80),
-            TensorDtype::F64 => chunks(bytes).all(|b| f64::from_le_bytes(b).is_finite()),
-            _ => true,
         }
     }
 
@@ -192,7 +204,7 @@ pub trait TensorSource {
         Ok(tensor)
     }
 
-    /// Reads a weight, checking that it has the expected shape and is f32, f16 or bf16.
+    /// Reads a weight, checking that it has the expected shape and a number format that can be computed with.
     fn load_weight(&mut self, name: &str, expected: &[usize]) -> Result<RawTensor, ModelError> {
         let entry = self.entry(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_string() })?;
         entry.check_weight(name, expected)?;
@@ -211,7 +223,8 @@ pub(crate) fn row_bytes(
     if shape.is_empty() || rows.start > rows.end || rows.end > there {
         return Err(ModelError::NoSuchRows { name: name.to_string(), start: rows.start, end: rows.end, rows: there });
     }
-    let row = shape.get(1..).unwrap_or(&[]).iter().product::<usize>() * dtype.bytes();
+    let row = shape.get(1..).unwrap_or(&[]).iter().product::<usize>();
+    let row = dtype.len_bytes(row).ok_or_else(|| ModelError::WrongDtype { name: name.to_string(), dtype: dtype.name().to_string() })?;
     Ok(rows.start * row..rows.end * row)
 }
 
@@ -243,10 +256,11 @@ impl TensorEntry {
                 got: self.shape.clone(),
             });
         }
-        match self.dtype {
-            TensorDtype::F32 | TensorDtype::F16 | TensorDtype::Bf16 => Ok(()),
-            other => Err(ModelError::WrongDtype { name: name.to_string(), dtype: other.name().to_string() }),
+        let row = expected.last().copied().unwrap_or(1);
+        if self.dtype.is_weight() && self.dtype.len_bytes(row).is_some() {
+            return Ok(());
         }
+        Err(ModelError::WrongDtype { name: name.to_string(), dtype: self.dtype.name().to_string() })
     }
 }
 
@@ -309,7 +323,7 @@ impl SafetensorsHeader {
             let dtype = TensorDtype::from_name(&entry.dtype)
                 .ok_or_else(|| ModelError::WrongDtype { name: name.clone(), dtype: entry.dtype.clone() })?;
             let (start, end) = entry.data_offsets;
-            let needed = entry.shape.iter().try_fold(dtype.bytes() as u64, |len, &size| len.checked_mul(size));
+            let needed = entry.shape.iter().try_fold(dtype.block().1 as u64, |len, &size| len.checked_mul(size));
             let shape = entry.shape.iter().map(|&size| usize::try_from(size).ok()).collect::<Option<Vec<_>>>();
             let (Some(needed), Some(shape)) = (needed, shape) else {
                 return Err(bad(format!("the shape {:?} of its tensor `{name}` is absurd", entry.shape)));

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use barycenter_model::names::{self, Parts};
-use barycenter_model::{FolderTensors, Manifest, ModelConfig, ModelError, RawTensor, TensorSource, write_safetensors};
+use barycenter_model::{FolderTensors, Manifest, ModelConfig, ModelError, ModelFiles, RawTensor, TensorSource, write_safetensors};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -147,6 +147,62 @@ fn a_cut_or_garbled_weight_file_is_refused() {
     garbled[8] = b'!';
     std::fs::write(&path, garbled).unwrap();
     assert!(message(folder.path()).contains("model.safetensors is not a safetensors file"));
+}
+
+#[test]
+fn a_cut_part_is_named() {
+    let folder = sharded();
+    let path = folder.path().join("model-00002-of-00002.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    for length in [bytes.len() - 1, 20, 0] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        assert!(message(folder.path()).contains("model-00002-of-00002.safetensors"), "{length}");
+    }
+}
+
+#[test]
+fn a_tensor_in_two_parts_must_be_the_same_in_both() {
+    let folder = sharded();
+    let name = "model-00001-of-00002.safetensors";
+    let mut first: BTreeMap<String, RawTensor> = {
+        let mut part = FolderTensors::open_file(&folder.path().join(name)).unwrap();
+        let names: Vec<String> = part.names().map(str::to_string).collect();
+        names.into_iter().map(|name| (name.clone(), part.load(&name).unwrap())).collect()
+    };
+    let copied = weights(&config()).into_iter().find(|(name, _)| !first.contains_key(name)).unwrap();
+    first.insert(copied.0.clone(), copied.1.clone());
+    write(folder.path(), name, &first);
+    Manifest::from_folder(folder.path()).unwrap();
+    let mut other = copied.1;
+    other.bytes[0] ^= 1;
+    first.insert(copied.0.clone(), other);
+    write(folder.path(), name, &first);
+    let text = message(folder.path());
+    assert!(text.contains(&format!("`{}`", copied.0)) && text.contains(name), "{text}");
+}
+
+#[test]
+fn a_weight_that_is_not_a_number_is_named() {
+    let folder = folder();
+    let mut broken = weights(&config());
+    broken.insert("model.norm.weight".into(), RawTensor::from_f32(&[8], &[1.0, 1.0, f32::NAN, 1.0, 1.0, 1.0, 1.0, 1.0]));
+    write(folder.path(), "model.safetensors", &broken);
+    let text = message(folder.path());
+    assert!(text.contains("`model.norm.weight`") && text.contains("element 2"), "{text}");
+}
+
+#[test]
+fn a_tied_head_must_be_the_embedding() {
+    let folder = folder();
+    let open = || ModelFiles::open(folder.path()).unwrap().weights(&config());
+    let mut tensors = weights(&config());
+    tensors.insert(names::HEAD.into(), tensors[names::EMBEDDING].clone());
+    write(folder.path(), "model.safetensors", &tensors);
+    assert!(open().is_ok(), "a copy of the embedding does no harm");
+    tensors.get_mut(names::HEAD).unwrap().bytes[0] ^= 1;
+    write(folder.path(), "model.safetensors", &tensors);
+    let text = open().err().unwrap().to_string();
+    assert!(text.contains("tie_word_embeddings") && text.contains("lm_head.weight"), "{text}");
 }
 
 #[test]

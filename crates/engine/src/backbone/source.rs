@@ -7,7 +7,7 @@ use crate::params::ParameterSet;
 use crate::tape::Var;
 use crate::tensor::Device;
 use barycenter_model::names::Parameter;
-use barycenter_model::{ModelError, RawTensor, TensorSource};
+use barycenter_model::{ModelError, RawTensor, TensorSource, check_finite};
 
 /// Gives parameters by their full names.
 pub(super) trait ParameterSource {
@@ -35,7 +35,8 @@ impl ParameterSource for Frozen<'_> {
         let (name, shape) = (&parameter.name, &parameter.shape);
         let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
         entry.check_weight(name, shape)?;
-        let rows = shard_rows(shape[0] - skip, shape[1] * entry.dtype.bytes());
+        let row_bytes = entry.dtype.len_bytes(shape[1]).unwrap_or(4 * shape[1]);
+        let rows = shard_rows(shape[0] - skip, row_bytes);
         let shard = |rows: std::ops::Range<usize>| {
             let tensor = finite(name, self.source.load_rows(name, rows.start + skip..rows.end + skip)?)?;
             Ok((Var::constant(upload(self.device, &tensor)), rows.start))
@@ -64,5 +65,6 @@ fn missing(name: &str) -> ModelError {
 }
 
 fn finite(name: &str, tensor: RawTensor) -> Result<RawTensor, ModelError> {
-    if tensor.is_finite() { Ok(tensor) } else { Err(ModelError::NotFinite { name: name.to_string() }) }
+    check_finite(name, tensor.dtype, &tensor.bytes)?;
+    Ok(tensor)
 }

@@ -8,15 +8,36 @@ use std::ops::Range;
 /// A shard of the embedding or the head stays below half of WebGPU's default binding limit of 128 MiB.
 pub const SHARD_BYTES: usize = 64 << 20;
 
-/// A matrix keeps its number format (f32, f16, bf16); anything else, and every vector, becomes f32.
+/// A matrix keeps its number format (f32, f16, bf16, int8, int4); anything else, and every vector, becomes f32.
 pub fn upload(device: &Device, tensor: &RawTensor) -> Tensor {
     let dtype = match tensor.dtype {
         TensorDtype::F16 if tensor.shape.len() == 2 => Dtype::F16,
         TensorDtype::Bf16 if tensor.shape.len() == 2 => Dtype::Bf16,
+        TensorDtype::Q8 if tensor.shape.len() == 2 => return upload_blocks(device, tensor, Dtype::Q8),
+        TensorDtype::Q4 if tensor.shape.len() == 2 => return upload_blocks(device, tensor, Dtype::Q4),
         TensorDtype::F32 => Dtype::F32,
         _ => return upload_f32(device, tensor),
     };
     let words: Vec<u32> = tensor.bytes.chunks(4).map(little_endian_word).collect();
+    Tensor::from_words(device, &tensor.shape, dtype, &words)
+}
+
+/// Blocks of 32 as the file has them (scale, integers) become pairs of blocks as [`Dtype`] describes them.
+fn upload_blocks(device: &Device, tensor: &RawTensor, dtype: Dtype) -> Tensor {
+    let (elements, words) = dtype.group();
+    let integer_bytes = 4 * (words - 1) / 2;
+    let mut bytes = Vec::with_capacity(4 * dtype.words(tensor.elements()));
+    for pair in tensor.bytes.chunks(2 * (2 + integer_bytes)) {
+        let (end, mut scales) = (bytes.len() + 4 * (words - 1), [0; 4]);
+        for (index, block) in pair.chunks(2 + integer_bytes).enumerate() {
+            scales[2 * index..][..2].copy_from_slice(&block[..2]);
+            bytes.extend_from_slice(&block[2..]);
+        }
+        bytes.resize(end, 0);
+        bytes.extend_from_slice(&scales);
+    }
+    debug_assert_eq!(bytes.len(), 4 * words * tensor.elements().div_ceil(elements), "pairs of blocks fill their words");
+    let words: Vec<u32> = bytes.chunks(4).map(little_endian_word).collect();
     Tensor::from_words(device, &tensor.shape, dtype, &words)
 }
 

@@ -1,6 +1,6 @@
 //! Matrix products, by the `gemm` crate; packed weights are widened in panels.
 
-use super::simd;
+use super::simd::{self, kernel};
 use super::slab::Packed;
 use crate::op::Layout;
 
@@ -23,8 +23,8 @@ pub(super) struct Shape {
 pub(super) fn matmul(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
     match b {
         Packed::F32(b) => product(a, b, c, shape),
-        Packed::F16(b) => by_panels(a, b, c, shape, simd::widen_f16),
-        Packed::Bf16(b) => by_panels(a, b, c, shape, simd::widen_bf16),
+        packed if shape.m == 1 && shape.layout == Layout::Nt => one_row(a, packed, c, shape),
+        packed => by_panels(a, packed, c, shape),
     }
 }
 
@@ -35,8 +35,26 @@ fn product(a: &[f32], b: &[f32], c: &mut [f32], shape: Shape) {
     strided(Matrix(a, a_strides), Matrix(b, b_strides), c, (n, 1), (m, n, k), accumulate, true);
 }
 
+/// One row of activations, as in decoding: each row of the weight is widened into the first-level cache and used once.
+fn one_row(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
+    let Shape { n, k, accumulate, .. } = shape;
+    simd::for_working_chunks(c, 1, n * k, |first, c| {
+        let mut row = vec![0f32; k];
+        for (column, c) in c.iter_mut().enumerate() {
+            b.widen((first + column) * k, &mut row);
+            *c = dot(a, &row) + if accumulate { *c } else { 0.0 };
+        }
+    });
+}
+
+kernel! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        simd::dot(a, b)
+    }
+}
+
 /// The weight's rows are widened a panel at a time: for `Nt` a panel makes some columns of `c`, for `Nn` it adds to all.
-fn by_panels(a: &[f32], b: &[u16], c: &mut [f32], shape: Shape, widen: fn(&[u16], &mut [f32])) {
+fn by_panels(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
     let Shape { m, n, k, layout, accumulate } = shape;
     let (rows, width) = if layout == Layout::Nt { (n, k) } else { (k, n) };
     let panel_rows = (PANEL_ELEMENTS / width.max(1)).clamp(1, rows.max(1));
@@ -44,7 +62,7 @@ fn by_panels(a: &[f32], b: &[u16], c: &mut [f32], shape: Shape, widen: fn(&[u16]
     for first in (0..rows).step_by(panel_rows) {
         let count = panel_rows.min(rows - first);
         let panel = &mut panel[..count * width];
-        simd_widen(&b[first * width..][..count * width], panel, widen);
+        widen(b, first * width, panel);
         match layout {
             Layout::Nt => {
                 strided(Matrix(a, (k, 1)), Matrix(panel, (1, k)), &mut c[first..], (n, 1), (m, count, k), accumulate, true);
@@ -58,8 +76,8 @@ fn by_panels(a: &[f32], b: &[u16], c: &mut [f32], shape: Shape, widen: fn(&[u16]
     }
 }
 
-fn simd_widen(packed: &[u16], out: &mut [f32], widen: fn(&[u16], &mut [f32])) {
-    simd::for_row_chunks(out, 1, |first, piece| widen(&packed[first..first + piece.len()], piece));
+fn widen(b: Packed<'_>, start: usize, out: &mut [f32]) {
+    simd::for_row_chunks(out, b.unit(), |first, piece| b.widen(start + first * b.unit(), piece));
 }
 
 /// Values and the (row, column) strides they are read with.

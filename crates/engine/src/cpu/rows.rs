@@ -37,12 +37,7 @@ pub(super) fn embed(table: Packed<'_>, ids: &[u32], out: &mut [f32], width: usiz
             if row >= table_rows {
                 continue;
             }
-            let range = row as usize * width..(row as usize + 1) * width;
-            match table {
-                Packed::F32(table) => out.copy_from_slice(&table[range]),
-                Packed::F16(table) => simd::widen_f16(&table[range], out),
-                Packed::Bf16(table) => simd::widen_bf16(&table[range], out),
-            }
+            table.widen(row as usize * width, out);
         }
     });
 }

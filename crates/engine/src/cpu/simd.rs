@@ -67,8 +67,14 @@ pub(super) fn rows_per_task(rows: usize, elements: usize) -> usize {
 
 /// Calls `f(first row, rows)` on pieces of `out` made of whole rows of `cols`, on several threads if that pays.
 pub(super) fn for_row_chunks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    let work = out.len();
+    for_working_chunks(out, cols, work, f);
+}
+
+/// [`for_row_chunks`] where the work is that of so many elements.
+pub(super) fn for_working_chunks(out: &mut [f32], cols: usize, work: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
     let rows = out.len() / cols.max(1);
-    let chunk = rows_per_task(rows, out.len());
+    let chunk = rows_per_task(rows, work);
     if rows == 0 {
         return;
     }

@@ -1,5 +1,7 @@
 //! Buffers of 32-bit words in ordinary memory, reused by size class.
 
+use super::blocks::{self, BLOCK, Blocks};
+use super::simd;
 use crate::backend::MemoryUse;
 use crate::op::{BufferId, Dtype, Slice};
 use std::collections::BTreeMap;
@@ -105,6 +107,8 @@ impl Slab {
             Dtype::F32 => Packed::F32(bytemuck::cast_slice(&words[offset..offset + len])),
             Dtype::F16 => Packed::F16(&bytemuck::cast_slice(words)[offset..offset + len]),
             Dtype::Bf16 => Packed::Bf16(&bytemuck::cast_slice(words)[offset..offset + len]),
+            Dtype::Q8 => Packed::Q8(Blocks::new(words, dtype, offset, len)),
+            Dtype::Q4 => Packed::Q4(Blocks::new(words, dtype, offset, len)),
         }
     }
 
@@ -158,6 +162,30 @@ pub(super) enum Packed<'a> {
     F32(&'a [f32]),
     F16(&'a [u16]),
     Bf16(&'a [u16]),
+    Q8(Blocks<'a>),
+    Q4(Blocks<'a>),
+}
+
+impl Packed<'_> {
+    /// Elements that must be widened together.
+    pub fn unit(self) -> usize {
+        match self {
+            Packed::F32(_) | Packed::F16(_) | Packed::Bf16(_) => 1,
+            Packed::Q8(_) | Packed::Q4(_) => BLOCK,
+        }
+    }
+
+    /// The elements from `first` on as f32; for blocks, `first` and the length of `out` are whole blocks.
+    pub fn widen(self, first: usize, out: &mut [f32]) {
+        let range = first..first + out.len();
+        match self {
+            Packed::F32(x) => out.copy_from_slice(&x[range]),
+            Packed::F16(x) => simd::widen_f16(&x[range], out),
+            Packed::Bf16(x) => simd::widen_bf16(&x[range], out),
+            Packed::Q8(x) => blocks::widen_q8(x, first, out),
+            Packed::Q4(x) => blocks::widen_q4(x, first, out),
+        }
+    }
 }
 
 /// Rounds up to 4, 5, 6 or 7 times a power of two, so that at most a quarter is wasted.

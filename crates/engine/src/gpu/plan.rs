@@ -33,8 +33,8 @@ pub struct Binding {
     pub source: Source,
     /// First element, in the kernel's elements.
     pub offset: u32,
-    /// Elements per 32-bit word: 2 for packed weights.
-    pub per_word: u32,
+    /// Elements that share words, and the words they share ([`Dtype::group`]).
+    pub group: (u32, u32),
     /// Words from the offset on that the kernel may touch.
     pub words: u32,
 }
@@ -214,7 +214,7 @@ pub fn plan(op: &Op) -> Plan {
 /// `words` one-word elements of a caller's buffer.
 fn at(slice: impl Into<Slice>, words: u32) -> Binding {
     let slice = slice.into();
-    Binding { source: Source::Buffer(slice.buffer), offset: slice.offset, per_word: 1, words }
+    Binding { source: Source::Buffer(slice.buffer), offset: slice.offset, group: (1, 1), words }
 }
 
 /// A caller's buffer from an offset to its end: the kernel's indices decide.
@@ -224,16 +224,19 @@ fn to_end(slice: Slice) -> Binding {
 
 /// `elements` of a weight in the form it is stored in.
 fn packed(slice: Slice, dtype: Dtype, elements: u32) -> Binding {
-    let per_word = if dtype == Dtype::F32 { 1 } else { 2 };
-    Binding { per_word, words: elements.div_ceil(per_word), ..at(slice, 0) }
+    let (elements_together, words_together) = dtype.group();
+    let group = (elements_together as u32, words_together as u32);
+    // A slice that starts inside a group touches one group more.
+    let groups = (slice.offset % group.0 + elements).div_ceil(group.0);
+    Binding { group, words: groups * group.1, ..at(slice, 0) }
 }
 
 fn scratch(index: usize, words: u32) -> Binding {
-    Binding { source: Source::Scratch(index), offset: 0, per_word: 1, words }
+    Binding { source: Source::Scratch(index), offset: 0, group: (1, 1), words }
 }
 
 fn unused() -> Binding {
-    Binding { source: Source::Unused, offset: 0, per_word: 1, words: 0 }
+    Binding { source: Source::Unused, offset: 0, group: (1, 1), words: 0 }
 }
 
 fn optional(slice: Option<Slice>, words: u32) -> Binding {
@@ -257,6 +260,8 @@ fn dtype_number(dtype: Dtype) -> u32 {
         Dtype::F32 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
+        Dtype::Q8 => 3,
+        Dtype::Q4 => 4,
     }
 }
 

@@ -196,11 +196,13 @@ impl Recorder {
             if !aliased {
                 continue;
             }
-            let first = (bindings[i].offset / bindings[i].per_word) as usize;
+            let (elements, words_together) = bindings[i].group;
+            let first_group = bindings[i].offset / elements;
+            let first = (first_group * words_together) as usize;
             let words = (bindings[i].words as usize).min(self.pool.words(id) - first);
             let copy = self.allocate(words);
             bindings[i].source = Source::Buffer(copy);
-            bindings[i].offset -= first as u32 * bindings[i].per_word;
+            bindings[i].offset -= first_group * elements;
             stand_ins.push(StandIn { original: id, original_word: first, copy, words, copy_back: writes[i] });
         }
         stand_ins

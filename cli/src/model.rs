@@ -1,0 +1,76 @@
+//! What `--model` names, and in which number format its weights are held.
+
+use crate::hub;
+use anyhow::{Result, bail};
+use barycenter_engine::Device;
+use barycenter_model::{ModelConfig, ModelFiles, TensorSource, TextTokenizer, WeightType, Weights};
+use std::path::Path;
+
+/// Number format of the frozen weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightFormat {
+    /// As the file has them.
+    #[default]
+    Keep,
+    /// Half precision.
+    F16,
+    /// 8-bit integers in blocks of 32.
+    Int8,
+    /// 4-bit integers in blocks of 32; embedding and head as int8.
+    Int4,
+}
+
+impl From<WeightFormat> for WeightType {
+    fn from(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Keep => Self::Keep,
+            WeightFormat::F16 => Self::F16,
+            WeightFormat::Int8 => Self::Int8,
+            WeightFormat::Int4 => Self::Int4,
+        }
+    }
+}
+
+/// A model that was found, its config and its tokenizer.
+pub struct Model {
+    /// Sizes.
+    pub config: ModelConfig,
+    /// Text to tokens.
+    pub tokenizer: TextTokenizer,
+    files: ModelFiles,
+}
+
+impl Model {
+    /// Opens what `--model` names: a path, or a name of the hub, which is fetched.
+    pub fn open(named: &Path) -> Result<Self> {
+        let files = ModelFiles::open(&hub::locate(named)?)?;
+        let config = files.config()?;
+        let tokenizer = files.tokenizer(&config)?;
+        Ok(Self { config, tokenizer, files })
+    }
+
+    /// The weights in the format asked for; each is checked for what is not a number.
+    pub fn weights(&self, format: WeightFormat) -> Result<Weights<Box<dyn TensorSource>>> {
+        Ok(Weights::new(self.files.weights(&self.config)?, format.into()))
+    }
+}
+
+/// Says on one line what the weights take that were loaded since the device held `before` bytes.
+pub fn describe_weights(device: &Device, before: u64, format: WeightFormat) -> String {
+    let held = device.memory().current_bytes.saturating_sub(before);
+    let format = match format {
+        WeightFormat::Keep => "as stored",
+        WeightFormat::F16 => "as f16",
+        WeightFormat::Int8 => "as int8",
+        WeightFormat::Int4 => "as int4",
+    };
+    format!("weights {format}: {:.1} MB", held as f64 / 1e6)
+}
+
+/// Full fine-tuning computes every weight in f32.
+pub fn refuse_packed(format: WeightFormat) -> Result<()> {
+    if format != WeightFormat::Keep {
+        bail!("full fine-tuning changes every weight and holds it as f32: leave out --weights");
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! A GGUF file on the program itself: answered with, and tuned, as a folder is.
+
+use std::path::Path;
+use std::process::Command;
+
+fn run(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_barycenter")).args(arguments).output().expect("the program starts");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it prints UTF-8")
+}
+
+#[test]
+fn a_gguf_file_is_answered_with_and_tuned() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures/gguf/llama.gguf");
+    let model = file.to_str().expect("paths of the sources are UTF-8");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().join("rows.jsonl");
+    std::fs::write(&data, "{\"prompt\":\"hello\",\"response\":\"hell\"}\n".repeat(20)).expect("written");
+    let (data, out) = (data.to_str().expect("UTF-8"), folder.path().join("adapter"));
+    let out = out.to_str().expect("UTF-8");
+    for weights in ["keep", "int8", "int4"] {
+        let said = run(&["train", "--device", "cpu", "--model", model, "--data", data, "--weights", weights, "--reduction", "2", "--epochs", "3", "--exact-match-rows", "2", "--out", out]);
+        assert!(said.contains("weights ") && said.contains("adapter written"), "{said}");
+        let answers = run(&["generate", "--device", "cpu", "--model", model, "--weights", weights, "--adapter", out, "--max-new-tokens", "4", "hello"]);
+        assert!(answers.contains("base") && answers.contains("tuned"), "{answers}");
+    }
+}
