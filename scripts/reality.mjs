@@ -148,6 +148,8 @@ function layNetwork(count) {
       must("ip", "-n", `bary${i}`, "addr", "add", `10.77.0.${10 + i}/24`, "dev", "eth0");
       must("ip", "-n", `bary${i}`, "link", "set", "eth0", "up");
       must("ip", "-n", `bary${i}`, "link", "set", "lo", "up");
+      // Looking for names in the local network needs a way for multicast, as a default route would be.
+      must("ip", "-n", `bary${i}`, "route", "add", "224.0.0.0/4", "dev", "eth0");
       // What a node sends is shaped in its namespace, what it receives at the switch.
       for (const [where, device] of [[`bary${i}`, "eth0"], [HUB, `port${i}`]]) {
         const netem = run("tc", "-n", where, "qdisc", "add", "dev", device, "root", "netem", "rate", `${mbit}mbit`, "delay", `${delayMillis / 2}ms`, "limit", "20000");
