@@ -4,7 +4,7 @@
 // Each node computes with one thread; the simulator is told how many cores they share. With the rights (root on Linux) each
 // node has a network namespace of its own behind a shaped link:
 //
-//   server 10.77.0.1 ── bridge ──┬── 10.77.0.11 node 1     every link: --mbit, --delay-ms one way
+//   server 10.77.0.1 ── switch ──┬── 10.77.0.11 node 1     every link: --mbit, --delay-ms one way
 //                                ├── 10.77.0.12 node 2
 //                                └── …
 //
@@ -34,7 +34,7 @@ const { values: options } = parseArgs({
 const root = path.resolve(import.meta.dirname, "..");
 const counts = options.nodes.split(",").map(Number);
 const [rounds, epochs, mbit, delayMillis] = ["rounds", "epochs", "mbit", "delay-ms"].map((name) => Number(options[name]));
-const BRIDGE = "barybridge";
+const [HUB, SERVER_PORT] = ["baryhub", "baryserver"];
 const demo = JSON.parse(readFileSync(path.join(root, "assets/demo/demo.json"), "utf8"));
 const scratch = mkdtempSync(path.join(tmpdir(), "barycenter-reality-"));
 
@@ -132,22 +132,29 @@ function layNetwork(count) {
   };
   try {
     removeNetwork(count);
-    must("ip", "link", "add", BRIDGE, "type", "bridge");
-    must("ip", "addr", "add", "10.77.0.1/24", "dev", BRIDGE);
-    must("ip", "link", "set", BRIDGE, "up");
+    // The switch has a namespace too: packets that cross it meet none of this computer's packet filters.
+    must("ip", "netns", "add", HUB);
+    must("ip", "-n", HUB, "link", "add", "switch", "type", "bridge");
+    must("ip", "-n", HUB, "link", "set", "switch", "up");
+    must("ip", "link", "add", SERVER_PORT, "type", "veth", "peer", "name", "server", "netns", HUB);
+    must("ip", "-n", HUB, "link", "set", "server", "master", "switch", "up");
+    must("ip", "addr", "add", "10.77.0.1/24", "dev", SERVER_PORT);
+    must("ip", "link", "set", SERVER_PORT, "up");
     let shaping = `${mbit} Mbit/s and ${delayMillis} ms one way from node to node`;
     for (let i = 1; i <= count; i++) {
       must("ip", "netns", "add", `bary${i}`);
-      must("ip", "link", "add", `baryv${i}`, "type", "veth", "peer", "name", "eth0", "netns", `bary${i}`);
-      must("ip", "link", "set", `baryv${i}`, "master", BRIDGE, "up");
+      must("ip", "-n", HUB, "link", "add", `port${i}`, "type", "veth", "peer", "name", "eth0", "netns", `bary${i}`);
+      must("ip", "-n", HUB, "link", "set", `port${i}`, "master", "switch", "up");
       must("ip", "-n", `bary${i}`, "addr", "add", `10.77.0.${10 + i}/24`, "dev", "eth0");
       must("ip", "-n", `bary${i}`, "link", "set", "eth0", "up");
       must("ip", "-n", `bary${i}`, "link", "set", "lo", "up");
-      // What a node sends is shaped in its namespace, what it receives at the bridge's end.
-      for (const [where, device] of [[["-n", `bary${i}`], "eth0"], [[], `baryv${i}`]]) {
-        const netem = run("tc", ...where, "qdisc", "add", "dev", device, "root", "netem", "rate", `${mbit}mbit`, "delay", `${delayMillis / 2}ms`, "limit", "20000");
+      // Looking for names in the local network needs a way for multicast, as a default route would be.
+      must("ip", "-n", `bary${i}`, "route", "add", "224.0.0.0/4", "dev", "eth0");
+      // What a node sends is shaped in its namespace, what it receives at the switch.
+      for (const [where, device] of [[`bary${i}`, "eth0"], [HUB, `port${i}`]]) {
+        const netem = run("tc", "-n", where, "qdisc", "add", "dev", device, "root", "netem", "rate", `${mbit}mbit`, "delay", `${delayMillis / 2}ms`, "limit", "20000");
         if (netem.status === 0) continue;
-        const tbf = run("tc", ...where, "qdisc", "add", "dev", device, "root", "tbf", "rate", `${mbit}mbit`, "burst", "64kb", "latency", "200ms");
+        const tbf = run("tc", "-n", where, "qdisc", "add", "dev", device, "root", "tbf", "rate", `${mbit}mbit`, "burst", "64kb", "latency", "200ms");
         shaping = tbf.status === 0 ? `${mbit} Mbit/s, no added delay (this kernel has no netem)` : "not shaped (this kernel has neither netem nor tbf)";
       }
     }
@@ -162,5 +169,5 @@ function layNetwork(count) {
 
 function removeNetwork(count) {
   for (let i = 1; i <= count; i++) spawnSync("ip", ["netns", "del", `bary${i}`]);
-  spawnSync("ip", ["link", "del", BRIDGE]);
+  spawnSync("ip", ["netns", "del", HUB]);
 }
