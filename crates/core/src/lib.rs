@@ -6,6 +6,7 @@
 
 pub mod coordinator;
 pub mod cost;
+pub mod household;
 pub mod io;
 pub mod node;
 pub mod order;
