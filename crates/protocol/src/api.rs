@@ -135,6 +135,9 @@ pub struct RunRequest {
     /// Held-out prompts to answer before and after for exact match; 0 = none.
     #[serde(default)]
     pub exact_match_rows: Option<u32>,
+    /// Nodes that are to be given nothing to do.
+    #[serde(default)]
+    pub without: Vec<NodeId>,
 }
 
 /// What a run would do.
