@@ -1,8 +1,9 @@
-//! The barycenter program: serve, node, train, generate, verify.
+//! The barycenter program: serve, node, train, generate, verify, plan.
 
 mod bench;
 mod generate;
 mod node;
+mod plan;
 mod serve;
 mod train;
 mod verify;
@@ -31,6 +32,8 @@ enum Command {
     Generate(generate::Options),
     /// Compares what the engine computes with the references in a golden folder; fails where one is above tolerance.
     Verify(verify::Options),
+    /// Who would do what, and how long it would take, in a household that a file describes.
+    Plan(plan::Options),
     /// Measures what the method is compared with.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Train(options) => train::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Verify(options) => verify::run(&options),
+        Command::Plan(options) => plan::run(&options),
         Command::Bench(command) => bench::run(&command),
     };
     match result {
