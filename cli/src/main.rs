@@ -1,10 +1,11 @@
-//! The barycenter program: serve, node, train, generate, verify, simulate.
+//! The barycenter program: serve, node, train, generate, verify, plan, simulate.
 
 mod bench;
 mod generate;
 mod hub;
 mod model;
 mod node;
+mod plan;
 mod serve;
 mod simulate;
 mod train;
@@ -34,6 +35,8 @@ enum Command {
     Generate(generate::Options),
     /// Compares what the engine computes with the references in a golden folder; fails where one is above tolerance.
     Verify(verify::Options),
+    /// Who would do what, and how long it would take, in a household that a file describes.
+    Plan(plan::Options),
     /// Predicts runs without running them: a household in virtual time, growth, or the paper's testbed.
     Simulate(simulate::Options),
     /// Measures what the method is compared with.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Train(options) => train::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Verify(options) => verify::run(&options),
+        Command::Plan(options) => plan::run(&options),
         Command::Simulate(options) => simulate::run(&options),
         Command::Bench(command) => bench::run(&command),
     };

@@ -139,3 +139,25 @@ fn a_weight_that_is_not_a_number_is_named() {
     std::fs::write(&path, bytes).expect("written");
     refused(&["generate", "--device", "cpu", "--model", text(folder.path()), "hello"], &["model.", "not a finite number"]);
 }
+
+#[test]
+fn households_that_cannot_be_planned_for_say_where_and_what_is_missing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("home.json");
+    let model = demo();
+    let with = |file: &str, more: &[&str], parts: &[&str]| {
+        std::fs::write(&path, file).expect("written");
+        refused(&[&["plan", text(&path), "--model", text(&model)][..], more].concat(), &[&["home.json"][..], parts].concat());
+    };
+    with("{\"devices\": [", &[], &["line 1, column 13"]);
+    with(r#"{"devices": [{"name": "a", "kind": "phone", "gflops": 5}]}"#, &[], &["devices[0].memory_mb", "missing"]);
+    let phone = r#"{"devices": [{"name": "a", "kind": "phone", "gflops": 5, "memory_mb": 900}], "links": [{"between": ["a", "b"], "mbit_per_s": 9}]}"#;
+    with(phone, &[], &["links[0].between[1]", "no device \"b\""]);
+    with(&phone.replace("\"b\"", "\"a\""), &[], &["links[0].between", "two devices"]);
+    let small = r#"{"devices": [{"name": "watch", "kind": "phone", "gflops": 1, "memory_mb": 2}]}"#;
+    with(small, &["--without", "clock"], &["clock", "watch"]);
+    std::fs::write(&path, small).expect("written");
+    refused(&["plan", text(&path), "--model", text(&model)], &["missing", "watch would do if it offered", "further device"]);
+    refused(&["plan", text(&path), "--model", text(&model), "--without", "watch"], &["left out"]);
+    refused(&["plan", text(&path), "--model", text(&model), "--batch", "0"], &["mini-batch"]);
+}

@@ -4,7 +4,7 @@ use crate::datasets::TokenisedSet;
 use crate::error::{Answer, Refusal};
 use crate::models::Model;
 use crate::side;
-use barycenter_core::planner::PlanOptions;
+use barycenter_core::planner::{FillWish, PlanOptions};
 use barycenter_protocol::api::RunRequest;
 use barycenter_protocol::control::{RunSpec, SampleSize};
 use barycenter_protocol::plan::ModelCost;
@@ -73,6 +73,12 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         max_tokens: sizes.iter().map(|s| s.tokens).max().unwrap_or(0),
         mean_labels: labels as f64 / count,
         cache_bytes: barycenter_core::cost::cache_bytes(config.layers as u32, config.width as u32, tokens, labels),
+        // who wishes for stages wants to see the pipeline train
+        fill: if request.min_stages.unwrap_or(1) > 1 || request.use_all_nodes { FillWish::Hybrid } else { FillWish::Fastest },
+        epochs,
+        steps_per_epoch,
+        weight_bits: 8 * side::weight_bytes(config, model.info.bytes),
+        without: request.without.clone(),
     };
     let default_rows = if model.info.bytes <= SMALL_MODEL_BYTES { EXACT_MATCH_ROWS } else { EXACT_MATCH_ROWS_LARGE };
     let exact_match_rows = request.exact_match_rows.unwrap_or(default_rows).min(set.held_out_samples);

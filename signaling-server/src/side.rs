@@ -64,9 +64,13 @@ pub fn adapter_parameter_count(config: &ModelConfig, reduction: u32) -> Result<u
     Ok(adapter_parameters(config, reduction)?.iter().map(|p| p.elements() as u64).sum())
 }
 
+/// Bytes of one frozen weight as stored, rounded up.
+pub fn weight_bytes(config: &ModelConfig, stored_bytes: u64) -> u32 {
+    stored_bytes.div_ceil((names::parameter_count(config) as u64).max(1)) as u32
+}
+
 /// What the planner needs to know, as [`barycenter_core::cost`] counts it.
 pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_tokens: f64) -> ModelCost {
-    let parameters = names::parameter_count(config) as u64;
     barycenter_core::cost::model_cost(&Dimensions {
         layers: config.layers as u32,
         width: config.width as u32,
@@ -76,7 +80,7 @@ pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_
         ffn_width: config.ffn_width as u32,
         vocab: config.vocab as u32,
         reduction,
-        weight_bytes: stored_bytes.div_ceil(parameters.max(1)) as u32,
+        weight_bytes: weight_bytes(config, stored_bytes),
         mean_tokens: mean_tokens.ceil() as u32,
         tied_head: config.tied_head,
     })

@@ -75,6 +75,8 @@ export interface RunRequest {
   use_all_nodes?: boolean;
   exact_match_rows?: number | null;
   gradients?: 'f32' | 'f16';
+  /** Nodes that are to be given nothing to do. */
+  without?: number[];
 }
 
 export interface PlanPreview {
@@ -248,12 +250,45 @@ export interface DeviceReason {
   train_memory_bytes: number;
 }
 
+/** Predicted bytes over a link, both directions together. */
+export interface LinkTraffic {
+  a: number;
+  b: number;
+  activation_bytes: number;
+  side_gradient_bytes: number;
+  fill_reduce_bytes: number;
+  train_reduce_bytes: number;
+  redistribution_bytes: number;
+}
+
+export interface PlanBound {
+  objective_seconds: number;
+  lower_bound_seconds: number;
+  is_exact: boolean;
+}
+
+/** What sending gradients in half precision, or less often, would bring. */
+export interface ReduceAdvice {
+  reduce_seconds: number;
+  half_precision_step_seconds: number;
+  accumulate: number;
+  accumulated_step_seconds: number;
+  sentence: string;
+}
+
 export interface Plan {
   stages: Stage[];
   micro_batches: number;
+  /** The first epoch fills the cache while it trains, or forward passes fill it before all training. */
+  fill?: 'hybrid' | 'forward_only';
   train: StageMember[];
   fill_step_seconds: number;
   train_step_seconds: number;
   single_device_fill_step_seconds: number;
+  single_device_train_step_seconds?: number;
+  redistribution_seconds?: number;
+  bound?: PlanBound;
+  links?: LinkTraffic[];
+  advice?: ReduceAdvice | null;
   reasons: DeviceReason[];
 }

@@ -171,6 +171,34 @@ export function predictedPhases({ plan, steps_per_epoch: steps, epochs }: PlanPr
   return { fill: steps * plan.fill_step_seconds, train: Math.max(0, epochs - 1) * steps * plan.train_step_seconds };
 }
 
+/** One link of a plan: bytes of a fill step, of a train step, and once between them. */
+export interface PlannedLink {
+  name: string;
+  fillBytes: number;
+  trainBytes: number;
+  onceBytes: number;
+}
+
+/** Links that a plan uses, the busiest first. */
+export function plannedLinks(plan: Plan, nodes: readonly NodeView[]): PlannedLink[] {
+  const links = (plan.links ?? []).map((link) => ({
+    name: `${nameOf(link.a, nodes)} – ${nameOf(link.b, nodes)}`,
+    fillBytes: link.activation_bytes + link.side_gradient_bytes + link.fill_reduce_bytes,
+    trainBytes: link.train_reduce_bytes,
+    onceBytes: link.redistribution_bytes,
+  }));
+  return links.sort((x, y) => y.fillBytes + y.trainBytes - (x.fillBytes + x.trainBytes));
+}
+
+/** What a changed choice of devices changes, in one sentence; empty where there is nothing to compare. */
+export function change(before: PlanPreview | null, after: PlanPreview, dropped: number, words: (seconds: number) => string): string {
+  if (!before || dropped === 0 || !(before.seconds > 0)) return '';
+  const ratio = after.seconds / before.seconds;
+  const whom = dropped === 1 ? 'this device' : `these ${dropped} devices`;
+  if (Math.abs(ratio - 1) < 0.01) return `Without ${whom} it takes as long: ${words(after.seconds)}.`;
+  return `Without ${whom} it takes ${words(after.seconds)} instead of ${words(before.seconds)}.`;
+}
+
 export function nameOf(node: number, nodes: readonly NodeView[]): string {
   return nodes.find((n) => n.node === node)?.name ?? `device ${node}`;
 }

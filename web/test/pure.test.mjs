@@ -237,3 +237,16 @@ test('a_stay_is_told_by_its_events', () => {
   assert.deepEqual(join.fold(view, { type: 'error', message: 'out of memory', fatal: true }).end, { sentence: 'Out of memory.', bad: true });
   assert.equal(join.fold(view, { type: 'error', message: 'link lost', fatal: false }).stage, 'in');
 });
+
+test('a_plan_says_what_leaving_out_a_device_changes_and_what_the_links_carry', () => {
+  const preview = (seconds) => ({ seconds });
+  const words = (seconds) => `${seconds} s`;
+  assert.equal(story.change(preview(100), preview(150), 1, words), 'Without this device it takes 150 s instead of 100 s.');
+  assert.equal(story.change(preview(100), preview(100.5), 2, words), 'Without these 2 devices it takes as long: 100.5 s.');
+  assert.equal(story.change(null, preview(150), 1, words), '');
+  assert.equal(story.change(preview(100), preview(150), 0, words), '');
+  const link = { a: 1, b: 2, activation_bytes: 3, side_gradient_bytes: 4, fill_reduce_bytes: 5, train_reduce_bytes: 6, redistribution_bytes: 7 };
+  const [first] = story.plannedLinks({ links: [{ ...link, activation_bytes: 0, b: 3 }, link] }, []);
+  assert.deepEqual(first, { name: 'device 1 – device 2', fillBytes: 12, trainBytes: 6, onceBytes: 7 });
+  assert.deepEqual(story.plannedLinks({}, []), []);
+});

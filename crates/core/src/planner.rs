@@ -1,20 +1,31 @@
 //! Planner: who holds which layers, and which share, from measured speeds, memory and links.
 //!
-//! Fill: the paper's dynamic programme (`planner/search.rs`). Train: the set of devices whose shares in proportion to speed,
-//! with the AllReduce among them, give the shortest step. The best single device is always a candidate, so that a
-//! plan is never predicted to be slower than it, unless the options ask for more stages or for everybody.
+//! A plan is a pipeline for the fill phase and a set of devices for the train phase. `planner/objective.rs` says what it
+//! is chosen by, `planner/search.rs` how, `docs/PLANNER.md` what is exact and what is not. The best single device is always
+//! a candidate, so that a plan is never predicted to be slower than it, unless the options ask for more stages or for
+//! everybody.
 
 mod costs;
+mod describe;
+mod exact;
+mod missing;
+mod objective;
+mod playback;
+mod polish;
+mod programme;
+mod redistribute;
 mod search;
+mod shares;
 #[cfg(test)]
 mod tests;
+mod train;
 
 use barycenter_protocol::NodeId;
 use barycenter_protocol::control::Measurements;
-use barycenter_protocol::plan::{DeviceReason, ModelCost, Plan, Stage, StageMember};
-use costs::{Costs, shares};
-use search::{Candidate, best_pipeline};
+use barycenter_protocol::plan::{ModelCost, Plan};
+use costs::Costs;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Wishes and facts about a job that are not in [`ModelCost`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +44,64 @@ pub struct PlanOptions {
     pub mean_labels: f64,
     /// The whole cache, bytes.
     pub cache_bytes: u64,
+    /// How the cache may be filled.
+    #[serde(default)]
+    pub fill: FillWish,
+    /// Epochs, the first one included.
+    #[serde(default = "some_epochs")]
+    pub epochs: u32,
+    /// Optimiser steps of an epoch.
+    #[serde(default = "some_steps")]
+    pub steps_per_epoch: u32,
+    /// Bits of a frozen weight as held in memory, to say which type would fit; 0: not known.
+    #[serde(default)]
+    pub weight_bits: u32,
+    /// Nodes that are given nothing to do.
+    #[serde(default)]
+    pub without: Vec<NodeId>,
+}
+
+/// How the cache may be filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FillWish {
+    /// While the first epoch trains, as in the paper.
+    #[default]
+    Hybrid,
+    /// By forward passes alone; all epochs are trained from the cache.
+    ForwardOnly,
+    /// Whichever is predicted to be faster.
+    Fastest,
+}
+
+impl Default for PlanOptions {
+    /// Free of wishes; short samples of a small run.
+    fn default() -> Self {
+        Self {
+            model: "the model".into(),
+            min_stages: 1,
+            use_all_nodes: false,
+            mean_tokens: 64.0,
+            max_tokens: 128,
+            mean_labels: 32.0,
+            cache_bytes: 0,
+            fill: FillWish::default(),
+            epochs: some_epochs(),
+            steps_per_epoch: some_steps(),
+            weight_bits: 0,
+            without: Vec::new(),
+        }
+    }
+}
+
+/// Of a job that does not say.
+fn some_epochs() -> u32 {
+    3
+}
+
+/// Of a job that does not say.
+fn some_steps() -> u32 {
+    100
 }
 
 /// Why there is no plan.
@@ -41,8 +110,11 @@ pub enum PlanError {
     /// Nobody is there.
     #[error("no device has joined yet: open the invitation's address on a device")]
     NoDevices,
+    /// Everybody is left out.
+    #[error("every device is left out: take at least one in again")]
+    NobodyWanted,
     /// Not enough memory.
-    #[error("{model} needs {} of memory over all devices in pieces that fit, and {} are offered: at least {} are missing; join another device or let one give more memory", human_bytes(*needed_bytes), human_bytes(*offered_bytes), human_bytes(*missing_bytes))]
+    #[error("{model} needs {} of memory over all devices in pieces that fit, and {} are offered: at least {} are missing; {remedy}", human_bytes(*needed_bytes), human_bytes(*offered_bytes), human_bytes(*missing_bytes))]
     Memory {
         /// Model.
         model: String,
@@ -52,6 +124,8 @@ pub enum PlanError {
         offered_bytes: u64,
         /// Missing on the roomiest device.
         missing_bytes: u64,
+        /// What would make it fit.
+        remedy: String,
     },
     /// Not enough storage.
     #[error("the cache of this run takes {}, and the devices with memory for a part of the model offer to store {}: join a device with more storage, or choose less data", human_bytes(*needed_bytes), human_bytes(*offered_bytes))]
@@ -75,149 +149,55 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
-struct TrainChoice {
-    members: Vec<(usize, u32)>,
-    seconds: f64,
-}
-
 /// Chooses a plan for mini-batches of `batch` samples.
 pub fn plan(cost: &ModelCost, measurements: &Measurements, batch: u32, options: &PlanOptions) -> Result<Plan, PlanError> {
     if measurements.devices.is_empty() {
         return Err(PlanError::NoDevices);
     }
-    let mut measurements = measurements.clone();
+    let mut measurements = without(measurements, &options.without);
+    if measurements.devices.is_empty() {
+        return Err(PlanError::NobodyWanted);
+    }
     measurements.devices.sort_by_key(|d| d.node);
     let costs = Costs::new(cost, &measurements, batch, options);
-    let all: Vec<_> = (0..costs.devices.len()).collect();
-    let train = best_train(&costs, &all).ok_or_else(|| space_error(&costs, costs.train_fixed_bytes() + costs.train_sample_bytes()))?;
-    let wanted = (options.min_stages.max(1) as usize).min(all.len()).min(costs.layers());
-    let fill = (options.use_all_nodes.then(|| best_pipeline(&costs, &all, wanted, false)).flatten())
-        .or_else(|| best_pipeline(&costs, &all, wanted, true))
-        .or_else(|| best_pipeline(&costs, &all, 1, true))
-        .ok_or_else(|| space_error(&costs, costs.fill_fixed_bytes(0, costs.layers()) + costs.fill_sample_bytes(0, costs.layers())))?;
-    let single = all.iter().filter_map(|d| best_pipeline(&costs, &[*d], 1, true)).map(|c| c.seconds).fold(f64::INFINITY, f64::min);
-    Ok(describe(&costs, fill, train, single))
-}
-
-/// Of all sets of up to 8 devices (of more: the fastest k), the one with the shortest step.
-fn best_train(costs: &Costs, all: &[usize]) -> Option<TrainChoice> {
-    let sets: Vec<Vec<usize>> = if all.len() <= 8 {
-        (1u32..1 << all.len()).map(|mask| all.iter().copied().filter(|d| mask & (1 << d) != 0).collect()).collect()
-    } else {
-        let mut fastest = all.to_vec();
-        fastest.sort_by(|a, b| costs.devices[*b].gflops.total_cmp(&costs.devices[*a].gflops).then(a.cmp(b)));
-        (1..=all.len()).map(|k| fastest[..k].to_vec()).collect()
-    };
-    let choices = sets.into_iter().filter_map(|set| train_choice(costs, set));
-    let everybody = if costs.options.use_all_nodes { train_choice(costs, all.to_vec()) } else { None };
-    everybody.or_else(|| choices.min_by(|a, b| a.seconds.total_cmp(&b.seconds)))
-}
-
-fn train_choice(costs: &Costs, mut set: Vec<usize>) -> Option<TrainChoice> {
-    set.sort();
-    let speeds: Vec<_> = set.iter().map(|d| costs.devices[*d].gflops.max(1e-3)).collect();
-    let caps: Vec<u32> = set.iter().map(|d| costs.train_slots(*d)).collect();
-    let slots = shares(&speeds, &caps, costs.batch, costs.options.use_all_nodes)?;
-    let members: Vec<_> = set.iter().copied().zip(slots).collect();
-    let slowest = members.iter().map(|&(d, slots)| costs.train_seconds(d, f64::from(slots))).fold(0.0, f64::max);
-    let seconds = slowest + costs.all_reduce(&set, costs.adapter_parameters(0, costs.layers()));
-    Some(TrainChoice { members, seconds })
-}
-
-/// What is missing: storage, if those with memory for a layer offer too little of it for the cache; else memory.
-fn space_error(costs: &Costs, needed: u64) -> PlanError {
-    let able: Vec<_> = (0..costs.devices.len()).filter(|d| costs.group_fits(*d)).collect();
-    let offered = able.iter().map(|d| costs.devices[*d].storage_budget_bytes).fold(0u64, u64::saturating_add);
-    if !able.is_empty() && offered < costs.options.cache_bytes {
-        return PlanError::Storage { needed_bytes: costs.options.cache_bytes, offered_bytes: offered };
-    }
-    memory_error(costs, needed)
-}
-
-fn memory_error(costs: &Costs, needed: u64) -> PlanError {
-    let offered = costs.devices.iter().map(|d| d.memory_budget_bytes).fold(0u64, u64::saturating_add);
-    let roomiest = costs.devices.iter().map(|d| d.memory_budget_bytes).max().unwrap_or(0);
-    let missing = if needed > offered { needed - offered } else { needed.saturating_sub(roomiest).max(1) };
-    PlanError::Memory { model: costs.options.model.clone(), needed_bytes: needed, offered_bytes: offered, missing_bytes: missing }
-}
-
-fn describe(costs: &Costs, fill: Candidate, train: TrainChoice, single: f64) -> Plan {
-    let node = |d: usize| costs.devices[d].node;
-    let members = |list: &[(usize, u32)]| -> Vec<StageMember> {
-        let mut start = 0;
-        list.iter()
-            .map(|&(d, slots)| {
-                start += slots;
-                StageMember { node: node(d), slots: start - slots..start }
-            })
-            .collect()
-    };
-    let stages: Vec<_> = fill.stages.iter().map(|s| Stage { layers: s.from as u32..s.to as u32, members: members(&s.members) }).collect();
-    let reasons = (0..costs.devices.len()).map(|d| reason(costs, &fill, &train, single, d)).collect();
-    Plan {
-        stages,
-        micro_batches: fill.micro_batches,
-        train: members(&train.members),
-        fill_step_seconds: fill.seconds,
-        train_step_seconds: train.seconds,
-        single_device_fill_step_seconds: if single.is_finite() { single } else { 0.0 },
-        reasons,
+    match search::search(&costs) {
+        Ok(found) => Ok(describe::describe(&costs, &found)),
+        Err(nothing) => Err(missing::space_error(cost, &measurements, batch, options, nothing)),
     }
 }
 
-fn reason(costs: &Costs, fill: &Candidate, train: &TrainChoice, single: f64, d: usize) -> DeviceReason {
-    let device = &costs.devices[d];
-    let count = fill.stages.len();
-    let place = fill.stages.iter().enumerate().find_map(|(i, s)| s.members.iter().find(|m| m.0 == d).map(|m| (i, s, m.1)));
-    let fill_memory_bytes = place.map_or(0, |(i, s, slots)| costs.fill_bytes(s.from, s.to, slots, (count - i) as u32, fill.micro_batches));
-    let in_train = train.members.iter().find(|m| m.0 == d).map(|m| m.1);
-    let train_memory_bytes = in_train.map_or(0, |slots| costs.train_fixed_bytes() + u64::from(slots) * costs.train_sample_bytes());
-    let speed = format!("{:.0} GFLOP/s", device.gflops);
-    let first = match place {
-        Some((_, s, _)) if count == 1 && s.members.len() == 1 && costs.devices.len() > 1 && single <= fill.seconds * 1.0001 => {
-            format!("{} ({speed}) fills the cache alone: with the others a step would not be faster", device.name)
-        }
-        Some((_, s, _)) if count == 1 && s.members.len() == 1 => format!("{} ({speed}) holds all {} layers", device.name, s.to),
-        Some((i, s, slots)) => {
-            let share = if s.members.len() > 1 { format!(" for {slots} of {} samples", costs.batch) } else { String::new() };
-            format!("{} ({speed}) holds layers {}–{}{share} as stage {} of {count}, {} of its {}", device.name, s.from + 1, s.to, i + 1, human_bytes(fill_memory_bytes), human_bytes(device.memory_budget_bytes))
-        }
-        None if costs.cache_slot_bytes(1, 2).saturating_mul(u64::from(costs.batch)) > device.storage_budget_bytes => {
-            format!("{} holds no layers: the {} it offers to store are too few for a layer's part of the cache", device.name, human_bytes(device.storage_budget_bytes))
-        }
-        None if costs.group_fits(d) => format!("{} ({speed}) holds no layers: it would slow the others down", device.name),
-        None => format!("{} holds no layers: its {} of memory take none beside the others", device.name, human_bytes(device.memory_budget_bytes)),
-    };
-    let second = match in_train {
-        Some(slots) => format!("then trains {slots} of {} samples from the cache", costs.batch),
-        None if costs.train_slots(d) == 0 => "then rests: it has too little memory or storage for a share of the cache".to_owned(),
-        None => "then rests: exchanging gradients with it would take longer than it saves".to_owned(),
-    };
-    DeviceReason { node: device.node, reason: format!("{first}; {second}."), fill_memory_bytes, train_memory_bytes }
-}
-
-impl Costs<'_> {
-    /// Whether a device has the memory for at least one layer in the middle.
-    fn group_fits(&self, d: usize) -> bool {
-        let middle = self.layers() / 2;
-        self.fill_fixed_bytes(middle, middle + 1) + self.fill_sample_bytes(middle, middle + 1) <= self.devices[d].memory_budget_bytes
+/// What was measured of all but some nodes.
+fn without(measurements: &Measurements, nodes: &[NodeId]) -> Measurements {
+    let stays = |n: NodeId| !nodes.contains(&n);
+    Measurements {
+        devices: measurements.devices.iter().filter(|d| stays(d.node)).cloned().collect(),
+        links: measurements.links.iter().filter(|l| stays(l.a) && stays(l.b)).copied().collect(),
     }
 }
 
 /// The largest set of nodes linked among each other: whoever has the fewest links goes first (then the slower).
 pub fn linked_subset(measurements: &Measurements) -> Measurements {
-    let linked = |a: NodeId, b: NodeId| measurements.links.iter().any(|l| (l.a, l.b) == (a, b) || (l.b, l.a) == (a, b));
     let mut devices = measurements.devices.clone();
+    let mut linked: BTreeMap<NodeId, BTreeSet<NodeId>> = devices.iter().map(|d| (d.node, BTreeSet::new())).collect();
+    for (a, b) in measurements.links.iter().flat_map(|l| [(l.a, l.b), (l.b, l.a)]).filter(|(a, b)| a != b) {
+        if linked.contains_key(&a) && linked.contains_key(&b) {
+            linked.entry(a).or_default().insert(b);
+        }
+    }
     loop {
-        let count = |n: NodeId| devices.iter().filter(|d| d.node != n && linked(d.node, n)).count();
+        let count = |n: NodeId| linked.get(&n).map_or(0, BTreeSet::len);
         let Some(worst) = devices.iter().min_by(|a, b| count(a.node).cmp(&count(b.node)).then(a.gflops.total_cmp(&b.gflops)).then(b.node.cmp(&a.node))) else { break };
         if count(worst.node) + 1 >= devices.len() {
             break;
         }
         let node = worst.node;
         devices.retain(|d| d.node != node);
+        linked.remove(&node);
+        for peers in linked.values_mut() {
+            peers.remove(&node);
+        }
     }
-    let stays = |n: NodeId| devices.iter().any(|d| d.node == n);
-    let links = measurements.links.iter().filter(|l| stays(l.a) && stays(l.b)).copied().collect();
+    let stays: BTreeSet<_> = devices.iter().map(|d| d.node).collect();
+    let links = measurements.links.iter().filter(|l| stays.contains(&l.a) && stays.contains(&l.b)).copied().collect();
     Measurements { devices, links }
 }

@@ -25,6 +25,7 @@ fn assignment() -> Assignment {
         train_step_seconds: 1.0,
         single_device_fill_step_seconds: 1.0,
         reasons: Vec::new(),
+        ..Plan::default()
     };
     let spec = RunSpec {
         model: "m".into(),

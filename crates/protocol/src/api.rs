@@ -138,6 +138,9 @@ pub struct RunRequest {
     /// How gradients travel between nodes; default f32.
     #[serde(default)]
     pub gradients: GradientType,
+    /// Nodes that are to be given nothing to do.
+    #[serde(default)]
+    pub without: Vec<NodeId>,
 }
 
 /// What a run would do.

@@ -98,23 +98,98 @@ pub struct DeviceReason {
     pub train_memory_bytes: u64,
 }
 
+/// How the cache is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FillMode {
+    /// The first epoch fills the cache and trains at once, through the pipeline (1F1B).
+    #[default]
+    Hybrid,
+    /// A stream of forward passes fills the cache, then every epoch, the first one too, is trained from it.
+    ForwardOnly,
+}
+
 /// Who does what in both phases, with the prediction it was chosen by.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Pipeline of the fill phase, first stage first; covers all layers.
     pub stages: Vec<Stage>,
     /// Number of micro-batches a mini-batch is cut into in the fill phase.
     pub micro_batches: u32,
+    /// How the cache is filled.
+    #[serde(default)]
+    pub fill: FillMode,
     /// Shares of the train phase: slots per node, contiguous, disjoint, together all slots.
     pub train: Vec<StageMember>,
-    /// Predicted seconds of one fill step.
+    /// Predicted seconds of one step of the first epoch: of a fill step, or of a mini-batch's forward passes and its
+    /// train step.
     pub fill_step_seconds: f64,
     /// Predicted seconds of one train step.
     pub train_step_seconds: f64,
     /// Predicted seconds of a fill step on the best single device; 0 if the job fits on none alone.
     pub single_device_fill_step_seconds: f64,
+    /// Predicted seconds of a train step on that device; 0 if the job fits on none alone.
+    #[serde(default)]
+    pub single_device_train_step_seconds: f64,
+    /// Predicted seconds in which cache entries travel to their owners, once.
+    #[serde(default)]
+    pub redistribution_seconds: f64,
+    /// How far from the best this plan can be.
+    #[serde(default)]
+    pub bound: PlanBound,
+    /// Predicted bytes on every link that is used, per step.
+    #[serde(default)]
+    pub links: Vec<LinkTraffic>,
+    /// What would make the train phase faster and is not done yet.
+    #[serde(default)]
+    pub advice: Option<ReduceAdvice>,
     /// A sentence per device.
     pub reasons: Vec<DeviceReason>,
+}
+
+/// What is known of the best possible plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlanBound {
+    /// The plan's objective: seconds per step of the whole job, as the planner defines them.
+    pub objective_seconds: f64,
+    /// No plan has a lower objective than this.
+    pub lower_bound_seconds: f64,
+    /// Whether all plans were compared, so that none is better.
+    pub is_exact: bool,
+}
+
+/// Predicted bytes over a link, both directions together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkTraffic {
+    /// The lower node.
+    pub a: NodeId,
+    /// The higher node.
+    pub b: NodeId,
+    /// Activations, per fill step.
+    pub activation_bytes: u64,
+    /// Side gradients, per fill step.
+    pub side_gradient_bytes: u64,
+    /// AllReduce inside a stage's group, per fill step.
+    pub fill_reduce_bytes: u64,
+    /// AllReduce, per train step.
+    pub train_reduce_bytes: u64,
+    /// Cache entries to their owners, once.
+    pub redistribution_bytes: u64,
+}
+
+/// What sending gradients in half precision, or less often, would bring. The nodes do neither yet: it is a prediction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReduceAdvice {
+    /// Part of a train step that is AllReduce, seconds.
+    pub reduce_seconds: f64,
+    /// A train step with gradients sent as f16, seconds, with the devices best for that.
+    pub half_precision_step_seconds: f64,
+    /// Mini-batches per AllReduce that leave it at most a tenth of the time.
+    pub accumulate: u32,
+    /// A mini-batch with f16 gradients and that interval, seconds.
+    pub accumulated_step_seconds: f64,
+    /// A sentence for people.
+    pub sentence: String,
 }
 
 impl Plan {

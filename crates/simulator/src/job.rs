@@ -6,7 +6,7 @@ use barycenter_core::coordinator::{RunProgress, RunStart};
 use barycenter_core::cost::cache_bytes;
 use barycenter_core::household::Household;
 use barycenter_core::io::{Micros, SECOND};
-use barycenter_core::planner::PlanOptions;
+use barycenter_core::planner::{FillWish, PlanOptions};
 use barycenter_protocol::RunId;
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{RunSpec, SampleSize};
@@ -78,6 +78,11 @@ fn start_of_sizes(job: &Job, model: &str, cost: ModelCost, layers: u32, sizes: V
         max_tokens: sizes.iter().map(|s| s.tokens).max().unwrap_or(1),
         mean_labels: labels as f64 / count,
         cache_bytes: cache_bytes(layers, cost.width, tokens, labels),
+        // As the server does: who wishes for stages wants to see the pipeline train.
+        fill: if job.min_stages > 1 || job.use_all_nodes { FillWish::Hybrid } else { FillWish::Fastest },
+        epochs: job.epochs,
+        steps_per_epoch: job.samples.div_ceil(job.batch.clamp(1, job.samples.max(1))),
+        ..PlanOptions::default()
     };
     let spec = RunSpec {
         model: model.into(),

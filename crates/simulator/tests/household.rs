@@ -4,6 +4,7 @@
 
 use barycenter_core::coordinator::RunProgress;
 use barycenter_core::io::{Micros, SECOND};
+use barycenter_core::planner::FillWish;
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{GenerateRequest, PhaseKind};
 use barycenter_simulator::chaos::{LIMIT, laptop, phone, random_links, schedule, small_run};
@@ -48,6 +49,22 @@ fn one_device_does_the_whole_run_alone() {
     finish(&mut world);
     all_recorded(&world);
     assert_eq!(world.sent_to_peers, 0);
+}
+
+#[test]
+fn a_cache_may_be_filled_by_forward_passes_and_all_epochs_trained_from_it() {
+    let mut start = run_start(4, 22, 5, 4, 3);
+    (start.plan.min_stages, start.plan.use_all_nodes, start.plan.fill) = (2, true, FillWish::ForwardOnly);
+    start.wait_for_nodes = 3;
+    let mut world = World::new(2, start, vec![Spec::laptop(), Spec::laptop(), Spec::laptop()]);
+    for device in 0..3 {
+        world.at(device * 100 * MILLI, Act::On(device as usize));
+    }
+    world.at(SECOND, Act::Start);
+    finish(&mut world);
+    all_recorded(&world);
+    let began = |wanted: PhaseKind| world.progress.iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase, .. } if *phase == wanted)).count();
+    assert_eq!((began(PhaseKind::Fill), began(PhaseKind::Refill), began(PhaseKind::Train)), (0, 1, 3));
 }
 
 #[test]

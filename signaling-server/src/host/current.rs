@@ -131,7 +131,7 @@ impl Host {
         let plan = self.coordinator.preview(&prepared.cost, spec.batch, &prepared.options).map_err(|error| Refusal::conflict(error.to_string()))?;
         let steps_per_epoch = barycenter_core::schedule::steps_per_epoch(spec);
         let steps = f64::from(steps_per_epoch);
-        let seconds = steps * plan.fill_step_seconds + steps * f64::from(spec.epochs.saturating_sub(1)) * plan.train_step_seconds;
+        let seconds = steps * plan.fill_step_seconds + steps * f64::from(spec.epochs.saturating_sub(1)) * plan.train_step_seconds + plan.redistribution_seconds;
         Ok(PlanPreview { plan, cache_bytes: prepared.options.cache_bytes, seconds, steps_per_epoch, epochs: spec.epochs })
     }
 

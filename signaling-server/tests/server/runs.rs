@@ -174,6 +174,9 @@ async fn a_run_goes_from_plan_to_exact_match_and_download() {
     let preview: PlanPreview = client.post("/api/plan", &request()).await.json().await.unwrap();
     assert_eq!((preview.epochs, preview.plan.stages.len()), (3, 1));
     assert!(preview.cache_bytes > 0 && preview.seconds > 0.0);
+    let without = RunRequest { without: vec![preview.plan.train[0].node], ..request() };
+    let (status, sentence) = refusal(client.post("/api/plan", &without).await).await;
+    assert!(status == StatusCode::CONFLICT && sentence.contains("left out"), "{sentence}");
 
     let started: RunInfo = client.post("/api/runs", &request()).await.json().await.unwrap();
     let (status, sentence) = refusal(client.post("/api/runs", &request()).await).await;

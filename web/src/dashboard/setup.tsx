@@ -6,7 +6,7 @@ import { sentenceOf } from '../api';
 import type { Api } from '../api';
 import { bytes, count, duration, plural } from '../format';
 import type { DatasetInfo, DatasetPreview, ModelInfo, NodeView, PlanPreview, RunRequest } from '../protocol';
-import { comparison, modelFacts, plannedDevices, predictedPhases } from '../story';
+import { change, comparison, modelFacts, plannedDevices, plannedLinks, predictedPhases } from '../story';
 import { ActionButton, Notice } from '../ui';
 import { SETTINGS, requestOf } from './settings';
 import type { SettingTexts } from './settings';
@@ -23,6 +23,9 @@ export function Setup({ api, nodes, links, onStarted }: { api: Api; nodes: NodeV
   const [dataset, setDataset] = useState('');
   const [texts, setTexts] = useState<SettingTexts>({});
   const [plan, setPlan] = useState<PlanState>({ kind: 'none' });
+  const [dropped, setDropped] = useState<ReadonlySet<number>>(new Set());
+  /** The newest plan with every device, to compare with. */
+  const [withAll, setWithAll] = useState<{ key: string; preview: PlanPreview } | null>(null);
   const [problem, setProblem] = useState('');
 
   const show = (error: unknown): void => setProblem(sentenceOf(error));
@@ -37,10 +40,14 @@ export function Setup({ api, nodes, links, onStarted }: { api: Api; nodes: NodeV
     }, show);
   }, [api]);
 
-  const parsed = requestOf(model, dataset, texts);
+  const settings = requestOf(model, dataset, texts);
+  // Who has gone meanwhile need not be left out.
+  const without = nodes.map((node) => node.node).filter((node) => dropped.has(node));
+  const parsed = 'problem' in settings || without.length === 0 ? settings : { request: { ...settings.request, without } };
   const requestKey = JSON.stringify(parsed);
   // A device is planned with once its links are up, so the plan is asked for again then.
   const swarmKey = `${links}:` + nodes.map((node) => `${node.node}:${Math.round(node.gflops)}`).join();
+  const compareKey = JSON.stringify(settings) + swarmKey;
   useEffect(() => {
     if (!model || !dataset || nodes.length === 0 || 'problem' in parsed) {
       setPlan({ kind: 'none' });
@@ -50,7 +57,11 @@ export function Setup({ api, nodes, links, onStarted }: { api: Api; nodes: NodeV
     setPlan((before) => (before.kind === 'ready' ? before : { kind: 'asking' }));
     const timer = setTimeout(() => {
       api.plan(parsed.request).then(
-        (preview) => current && setPlan({ kind: 'ready', preview, request: parsed.request }),
+        (preview) => {
+          if (!current) return;
+          setPlan({ kind: 'ready', preview, request: parsed.request });
+          if (without.length === 0) setWithAll({ key: compareKey, preview });
+        },
         (error: unknown) => current && setPlan({ kind: 'refused', sentence: sentenceOf(error) }),
       );
     }, PLAN_DELAY_MILLIS);
@@ -60,6 +71,13 @@ export function Setup({ api, nodes, links, onStarted }: { api: Api; nodes: NodeV
     };
   }, [api, requestKey, swarmKey]);
 
+  const keep = (node: number, kept: boolean): void =>
+    setDropped((before) => {
+      const after = new Set(before);
+      if (kept) after.delete(node);
+      else after.add(node);
+      return after;
+    });
   const uploaded = (info: DatasetInfo): void => {
     setProblem('');
     setDatasets((list) => [...(list ?? []).filter((d) => d.id !== info.id), info]);
@@ -84,7 +102,12 @@ export function Setup({ api, nodes, links, onStarted }: { api: Api; nodes: NodeV
       <div class="panel step plan-step">
         <h2>Plan</h2>
         <Settings texts={texts} onChange={setTexts} />
-        {'problem' in parsed ? <Notice tone="bad">{parsed.problem}</Notice> : <PlanView plan={plan} nodes={nodes} chosen={model !== '' && dataset !== ''} />}
+        {'problem' in parsed ? <Notice tone="bad">{parsed.problem}</Notice> : (
+          <>
+            <PlanView plan={plan} nodes={nodes} chosen={model !== '' && dataset !== ''} without={without} withAll={withAll?.key === compareKey ? withAll.preview : null} />
+            {nodes.length > 1 && <Kept nodes={nodes} without={without} onKeep={keep} />}
+          </>
+        )}
         {problem && <Notice tone="bad">{problem}</Notice>}
         <div class="actions">
           <ActionButton class="primary" testId="start" disabled={plan.kind !== 'ready' || 'problem' in parsed} run={start} onError={show}>
@@ -271,7 +294,23 @@ function Settings({ texts, onChange }: { texts: SettingTexts; onChange: (texts: 
   );
 }
 
-function PlanView({ plan, nodes, chosen }: { plan: PlanState; nodes: NodeView[]; chosen: boolean }): JSX.Element {
+/** Which devices may be planned with. */
+function Kept({ nodes, without, onKeep }: { nodes: NodeView[]; without: number[]; onKeep: (node: number, kept: boolean) => void }): JSX.Element {
+  return (
+    <fieldset class="kept" data-testid="kept">
+      <legend>Plan with</legend>
+      {nodes.map((node) => (
+        <label key={node.node}>
+          <input type="checkbox" checked={!without.includes(node.node)} data-testid={`keep-${node.node}`} onChange={(event) => onKeep(node.node, event.currentTarget.checked)} />
+          <span>{node.name}</span>
+        </label>
+      ))}
+    </fieldset>
+  );
+}
+
+function PlanView(props: { plan: PlanState; nodes: NodeView[]; chosen: boolean; without: number[]; withAll: PlanPreview | null }): JSX.Element {
+  const { plan, nodes, chosen } = props;
   if (nodes.length === 0) return <p>The plan appears as soon as a device has joined.</p>;
   if (!chosen) return <p>Choose a model and data first.</p>;
   switch (plan.kind) {
@@ -281,12 +320,13 @@ function PlanView({ plan, nodes, chosen }: { plan: PlanState; nodes: NodeView[];
     case 'refused':
       return <Notice tone="bad">{plan.sentence}</Notice>;
     case 'ready':
-      return <PlanDetails preview={plan.preview} nodes={nodes} />;
+      return <PlanDetails preview={plan.preview} nodes={nodes} change={change(props.withAll, plan.preview, props.without.length, duration)} />;
   }
 }
 
-function PlanDetails({ preview, nodes }: { preview: PlanPreview; nodes: NodeView[] }): JSX.Element {
+function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: NodeView[]; change: string }): JSX.Element {
   const phases = predictedPhases(preview);
+  const links = plannedLinks(preview.plan, nodes);
   return (
     <div class="plan" data-testid="plan">
       <p class="plan-sum">
@@ -294,6 +334,8 @@ function PlanDetails({ preview, nodes }: { preview: PlanPreview; nodes: NodeView
         cache, {duration(phases.train)} to train from it. The cache takes <b>{bytes(preview.cache_bytes)}</b> in all.
       </p>
       <p>{comparison(preview)}</p>
+      {preview.plan.fill === 'forward_only' && <p>Forward passes fill the cache first; then every epoch is trained from it, which is faster here.</p>}
+      {change && <p data-testid="plan-change">{change}</p>}
       <ul class="plan-devices">
         {plannedDevices(preview.plan, nodes).map((device) => (
           <li key={device.node}>
@@ -312,6 +354,32 @@ function PlanDetails({ preview, nodes }: { preview: PlanPreview; nodes: NodeView
           </li>
         ))}
       </ul>
+      {links.length > 0 && (
+        <details class="plan-links">
+          <summary>What goes over the links</summary>
+          <table>
+            <thead>
+              <tr>
+                <th>Link</th>
+                <th>Each fill step</th>
+                <th>Each train step</th>
+                <th>Once between</th>
+              </tr>
+            </thead>
+            <tbody>
+              {links.map((link) => (
+                <tr key={link.name}>
+                  <td>{link.name}</td>
+                  <td>{bytes(link.fillBytes)}</td>
+                  <td>{bytes(link.trainBytes)}</td>
+                  <td>{bytes(link.onceBytes)}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </details>
+      )}
+      {preview.plan.advice && <p class="quiet">{preview.plan.advice.sentence}</p>}
     </div>
   );
 }

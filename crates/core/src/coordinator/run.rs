@@ -19,7 +19,7 @@ use crate::planner::{self, linked_subset};
 use crate::schedule::{steps_per_epoch, total_steps};
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{Assignment, CheckpointRef, FromNode, Holding, Phase, PhaseKind, StepReport, ToNode};
-use barycenter_protocol::plan::Plan;
+use barycenter_protocol::plan::{FillMode, Plan};
 use barycenter_protocol::{Generation, NodeId, RunId};
 use replan::{Rehearsal, Weighing};
 use std::collections::{BTreeMap, BTreeSet};
@@ -529,8 +529,10 @@ impl Run {
         self.prepare_began = Some(ctx.now);
         let known: Vec<_> = nodes.iter().filter_map(|n| self.holdings.get(n)).collect();
         let lacks = !cache::missing(&self.start.spec, known.iter().copied()).is_empty();
-        self.fills = at.epoch == 0 && lacks;
-        self.needs_backbone = self.fills || self.force_backbone || (!known.is_empty() && lacks);
+        // a forward-only fill is a refill of all that is missing; then epoch 0 is trained from the cache like the others
+        let fills_forward_only = plan.fill == FillMode::ForwardOnly && at.epoch == 0 && lacks;
+        self.fills = at.epoch == 0 && lacks && !fills_forward_only;
+        self.needs_backbone = self.fills || fills_forward_only || self.force_backbone || (!known.is_empty() && lacks);
         self.nodes_before = nodes.len() as u32;
         self.hopeless = None;
         self.plan = Some(plan.clone());
@@ -777,8 +779,10 @@ impl Run {
         let Some(plan) = &self.plan else { return 0.0 };
         let spec = &self.start.spec;
         let fill_left = if self.fills { steps_per_epoch(spec).saturating_sub(optimiser_steps) } else { 0 };
+        let streams = plan.fill == FillMode::ForwardOnly && matches!(self.state, State::Preparing { .. } | State::Phase { kind: PhaseKind::Refill, .. });
+        let stream_left = if streams { f64::from(steps_per_epoch(spec)) * (plan.fill_step_seconds - plan.train_step_seconds) } else { 0.0 };
         let train_left = total_steps(spec).saturating_sub(optimiser_steps) - fill_left;
-        f64::from(fill_left) * self.books.rate(true).unwrap_or(plan.fill_step_seconds) + f64::from(train_left) * self.books.rate(false).unwrap_or(plan.train_step_seconds)
+        stream_left + f64::from(fill_left) * self.books.rate(true).unwrap_or(plan.fill_step_seconds) + f64::from(train_left) * self.books.rate(false).unwrap_or(plan.train_step_seconds)
     }
 }
 

@@ -1,14 +1,16 @@
 //! Seconds and bytes of one device, one stage, one step: what the search compares.
 
 use super::PlanOptions;
-use barycenter_protocol::NodeId;
+use super::shares::shares;
 use barycenter_protocol::control::Measurements;
-use barycenter_protocol::plan::{DeviceProfile, LayerCost, ModelCost};
-use std::collections::BTreeMap;
+use barycenter_protocol::plan::{DeviceProfile, FillMode, LayerCost, ModelCost};
 
 /// Fixed cost of starting a piece of work on a device and passing it on: what the engines need for an empty job, of
 /// the order of a millisecond (kernel launches, one hand-over between threads).
 pub(super) const JOB_SECONDS: f64 = 0.001;
+
+/// Micro-batches a forward-only sender may be ahead of the next stage, as the nodes do it.
+pub(super) const FORWARD_ONLY_AHEAD: u32 = 4;
 
 /// A link that was not measured: a slow home network.
 const UNKNOWN_LINK: Link = Link { latency: 0.01, bytes_per_second: 5e6 };
@@ -20,27 +22,66 @@ pub(super) struct Link {
     pub bytes_per_second: f64,
 }
 
+/// A stage of a candidate: layers and (device, slots) in rank order, that is by device.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StageChoice {
+    pub from: usize,
+    pub to: usize,
+    pub members: Vec<(usize, u32)>,
+}
+
+/// Seconds of one micro-batch in a stage.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StageSeconds {
+    pub forward: f64,
+    pub backward: f64,
+}
+
+/// A micro-batch from one stage to the next, and its side gradients back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Transfer {
+    /// One way, seconds: any number of messages may be on their way.
+    pub latency: f64,
+    /// Seconds that the link is taken.
+    pub forward: f64,
+    pub backward: f64,
+}
+
 /// Everything the search asks, with sums over layers prepared.
 pub(super) struct Costs<'a> {
     pub model: &'a ModelCost,
     pub devices: &'a [DeviceProfile],
     pub options: &'a PlanOptions,
     pub batch: u32,
+    /// Bytes of a gradient value on a link: 4; 2 to ask what half precision would bring.
+    pub gradient_bytes: f64,
     prefix: Vec<LayerCost>,
-    links: BTreeMap<(NodeId, NodeId), Link>,
+    /// From a to b at `a * devices + b`.
+    links: Vec<Link>,
 }
 
 impl<'a> Costs<'a> {
+    /// `measurements.devices` are sorted by node.
     pub fn new(model: &'a ModelCost, measurements: &'a Measurements, batch: u32, options: &'a PlanOptions) -> Self {
         let mut prefix = vec![LayerCost::default()];
         for layer in &model.layers {
             prefix.push(add(prefix[prefix.len() - 1], *layer));
         }
-        let links = measurements.links.iter().flat_map(|l| {
+        let devices = &measurements.devices;
+        let index = |node| devices.binary_search_by_key(&node, |d| d.node).ok();
+        let mut links = vec![UNKNOWN_LINK; devices.len() * devices.len()];
+        for l in &measurements.links {
+            let (Some(a), Some(b)) = (index(l.a), index(l.b)) else { continue };
             let link = Link { latency: l.round_trip_millis.max(0.0) / 2000.0, bytes_per_second: l.bytes_per_second.max(1.0) };
-            [((l.a, l.b), link), ((l.b, l.a), link)]
-        });
-        Self { model, devices: &measurements.devices, options, batch: batch.max(1), prefix, links: links.collect() }
+            links[a * devices.len() + b] = link;
+            links[b * devices.len() + a] = link;
+        }
+        Self { model, devices, options, batch: batch.max(1), gradient_bytes: 4.0, prefix, links }
+    }
+
+    /// The same with gradients of another size on the links.
+    pub fn with_gradient_bytes(&self, gradient_bytes: f64) -> Self {
+        Self { model: self.model, devices: self.devices, options: self.options, batch: self.batch, gradient_bytes, prefix: self.prefix.clone(), links: self.links.clone() }
     }
 
     pub fn layers(&self) -> usize {
@@ -48,66 +89,105 @@ impl<'a> Costs<'a> {
     }
 
     pub fn link(&self, a: usize, b: usize) -> Link {
-        self.links.get(&(self.devices[a].node, self.devices[b].node)).copied().unwrap_or(UNKNOWN_LINK)
+        self.links[a * self.devices.len() + b]
     }
 
-    fn speed(&self, device: usize) -> f64 {
+    /// FLOP per second.
+    pub fn speed(&self, device: usize) -> f64 {
         self.devices[device].gflops.max(1e-3) * 1e9
     }
 
-    /// Forward and backward seconds of `samples` samples through layers `from .. to` on a device.
-    pub fn fill_seconds(&self, device: usize, from: usize, to: usize, samples: f64) -> (f64, f64) {
-        if samples == 0.0 {
-            return (0.0, 0.0);
-        }
+    /// Forward and backward FLOP of one sample through layers `from .. to`. A forward-only pass leaves out the side
+    /// network and the head.
+    pub fn sample_flops(&self, mode: FillMode, from: usize, to: usize) -> (f64, f64) {
         let part = sub(self.prefix[to], self.prefix[from]);
-        let mut forward = (part.forward_flops + part.side_forward_flops) * self.options.mean_tokens;
-        let mut backward = part.side_backward_flops * self.options.mean_tokens;
-        if from == 0 {
-            let e = &self.model.embedding;
-            forward += (e.forward_flops + e.side_forward_flops) * self.options.mean_tokens;
-            backward += e.side_backward_flops * self.options.mean_tokens;
-        }
-        if to == self.layers() {
-            let h = &self.model.head;
-            forward += (h.forward_flops + h.side_forward_flops) * self.options.mean_labels;
-            backward += h.side_backward_flops * self.options.mean_labels;
-        }
-        (JOB_SECONDS + samples * forward / self.speed(device), JOB_SECONDS + samples * backward / self.speed(device))
-    }
-
-    /// Bytes that do not depend on the samples: frozen weights, adapter with gradient and two moments.
-    pub fn fill_fixed_bytes(&self, from: usize, to: usize) -> u64 {
-        let part = sub(self.prefix[to], self.prefix[from]);
-        let mut bytes = part.weight_bytes + 16 * part.adapter_parameters;
+        let (e, h) = (&self.model.embedding, &self.model.head);
         let (first, last) = (from == 0, to == self.layers());
-        if first {
-            bytes += self.model.embedding.weight_bytes + 16 * self.model.embedding.adapter_parameters;
+        let (tokens, labels) = (self.options.mean_tokens, self.options.mean_labels);
+        let frozen = part.forward_flops + if first { e.forward_flops } else { 0.0 };
+        if mode == FillMode::ForwardOnly {
+            return (frozen * tokens, 0.0);
         }
-        if last {
-            let shared = if first && self.model.tied_head { self.model.embedding.weight_bytes } else { 0 };
-            bytes += self.model.head.weight_bytes.saturating_sub(shared) + 16 * self.model.head.adapter_parameters;
-        }
-        bytes
+        let side = part.side_forward_flops + if first { e.side_forward_flops } else { 0.0 };
+        let back = part.side_backward_flops + if first { e.side_backward_flops } else { 0.0 };
+        let head = if last { (h.forward_flops + h.side_forward_flops, h.side_backward_flops) } else { (0.0, 0.0) };
+        ((frozen + side) * tokens + head.0 * labels, back * tokens + head.1 * labels)
     }
 
-    /// Bytes one sample keeps between forward and backward, by its longest length; and in and out of the stage.
-    pub fn fill_sample_bytes(&self, from: usize, to: usize) -> u64 {
+    /// Seconds of FLOP (forward, backward) at so many seconds per FLOP.
+    pub fn seconds_of(&self, mode: FillMode, flops: (f64, f64), seconds_per_flop: f64) -> StageSeconds {
+        let backward = if mode == FillMode::ForwardOnly { 0.0 } else { JOB_SECONDS + flops.1 * seconds_per_flop };
+        StageSeconds { forward: JOB_SECONDS + flops.0 * seconds_per_flop, backward }
+    }
+
+    /// Slowest member's seconds for one micro-batch.
+    pub fn stage_seconds(&self, mode: FillMode, stage: &StageChoice, micro_batches: u32) -> StageSeconds {
+        let slowest = stage.members.iter().map(|&(d, slots)| f64::from(slots) / self.speed(d)).fold(0.0, f64::max);
+        self.seconds_of(mode, self.sample_flops(mode, stage.from, stage.to), slowest / f64::from(micro_batches))
+    }
+
+    /// Bytes that do not depend on the samples: frozen weights, adapter with gradient and two moments. In a
+    /// forward-only fill a node holds the whole adapter, since it may be one of those that train from it.
+    pub fn fill_fixed_bytes(&self, mode: FillMode, from: usize, to: usize) -> u64 {
         let part = sub(self.prefix[to], self.prefix[from]);
-        let mut per_token = part.activation_bytes + 8 * u64::from(self.model.width + self.model.side_width);
-        if from == 0 {
-            per_token += self.model.embedding.activation_bytes;
-        }
-        if to == self.layers() {
-            per_token += self.model.head.activation_bytes;
+        let (first, last) = (from == 0, to == self.layers());
+        let heads = last || mode == FillMode::ForwardOnly;
+        let embedding = if first { self.model.embedding.weight_bytes } else { 0 };
+        let shared = if self.model.tied_head { embedding } else { 0 };
+        let head = if heads { self.model.head.weight_bytes.saturating_sub(shared) } else { 0 };
+        let adapter = if mode == FillMode::ForwardOnly { self.adapter_parameters(0, self.layers()) } else { self.adapter_parameters(from, to) };
+        part.weight_bytes + embedding + head + 16 * adapter
+    }
+
+    /// Bytes one sample keeps between forward and backward, by its longest length; and in and out of the stage. Nothing
+    /// but the latter is kept for a sample of a forward-only pass.
+    pub fn fill_sample_bytes(&self, mode: FillMode, from: usize, to: usize) -> u64 {
+        let streams = 8 * u64::from(self.model.width + self.model.side_width);
+        let part = sub(self.prefix[to], self.prefix[from]);
+        let mut per_token = streams;
+        if mode == FillMode::Hybrid {
+            per_token += part.activation_bytes;
+            if from == 0 {
+                per_token += self.model.embedding.activation_bytes;
+            }
+            if to == self.layers() {
+                per_token += self.model.head.activation_bytes;
+            }
         }
         per_token * u64::from(self.options.max_tokens.max(1))
     }
 
+    /// Micro-batches kept at once by a stage with `behind` stages from it to the end, itself included.
+    pub fn in_flight(&self, mode: FillMode, behind: usize, micro_batches: u32) -> u32 {
+        let most = if mode == FillMode::ForwardOnly { FORWARD_ONLY_AHEAD + 1 } else { behind as u32 };
+        most.min(micro_batches).max(1)
+    }
+
     /// Bytes of a device with `slots` of the mini-batch in a stage that keeps `in_flight` of `micro_batches` micro-batches.
-    pub fn fill_bytes(&self, from: usize, to: usize, slots: u32, in_flight: u32, micro_batches: u32) -> u64 {
-        let samples = slots.div_ceil(micro_batches.max(1)) * in_flight.min(micro_batches);
-        self.fill_fixed_bytes(from, to) + u64::from(samples) * self.fill_sample_bytes(from, to)
+    pub fn fill_bytes(&self, mode: FillMode, (from, to): (usize, usize), slots: u32, in_flight: u32, micro_batches: u32) -> u64 {
+        let samples = slots.div_ceil(micro_batches.max(1)) * in_flight;
+        self.fill_fixed_bytes(mode, from, to).saturating_add(u64::from(samples) * self.fill_sample_bytes(mode, from, to))
+    }
+
+    /// Splits the mini-batch among devices (ascending) that hold layers `from .. to`: in proportion to speed, as far as
+    /// memory and storage allow. `None`: it cannot be, or somebody would get nothing.
+    pub fn group(&self, mode: FillMode, devices: &[usize], from: usize, to: usize, in_flight: u32, micro_batches: u32) -> Option<Vec<(usize, u32)>> {
+        let fixed = self.fill_fixed_bytes(mode, from, to);
+        let per_sample = self.fill_sample_bytes(mode, from, to).max(1) * u64::from(in_flight);
+        let per_slot = self.cache_slot_bytes(from, to);
+        let mut caps = Vec::with_capacity(devices.len());
+        for &d in devices {
+            let device = &self.devices[d];
+            let free = device.memory_budget_bytes.checked_sub(fixed)?;
+            let by_memory = u32::try_from(free / per_sample).unwrap_or(u32::MAX).saturating_mul(micro_batches);
+            let cap = by_memory.min(u32::try_from(device.storage_budget_bytes / per_slot).unwrap_or(u32::MAX));
+            if cap == 0 {
+                return None;
+            }
+            caps.push(cap);
+        }
+        let speeds: Vec<_> = devices.iter().map(|d| self.speed(*d)).collect();
+        Some(devices.iter().copied().zip(shares(&speeds, &caps, self.batch, self.options.use_all_nodes)?).collect())
     }
 
     /// Cache bytes that one slot of a stage with layers `from .. to` writes while filling: one row per tap, the embedding's too.
@@ -116,11 +196,16 @@ impl<'a> Costs<'a> {
         (self.options.cache_bytes.saturating_mul(taps) / (self.layers() as u64 + 1)).div_ceil(u64::from(self.batch)).max(1)
     }
 
+    /// Slots of the mini-batch whose activations a device has memory for in the train phase.
+    pub fn train_slots_by_memory(&self, device: usize) -> u32 {
+        let free = self.devices[device].memory_budget_bytes.checked_sub(self.train_fixed_bytes());
+        u32::try_from(free.map_or(0, |free| free / self.train_sample_bytes().max(1))).unwrap_or(u32::MAX)
+    }
+
     /// Slots of the mini-batch whose whole cache and activations a device takes in the train phase.
     pub fn train_slots(&self, device: usize) -> u32 {
-        let device = &self.devices[device];
-        let by_memory = device.memory_budget_bytes.checked_sub(self.train_fixed_bytes()).map_or(0, |free| free / self.train_sample_bytes().max(1));
-        u32::try_from(by_memory.min(device.storage_budget_bytes / self.cache_slot_bytes(0, self.layers()))).unwrap_or(u32::MAX)
+        let by_storage = self.devices[device].storage_budget_bytes / self.cache_slot_bytes(0, self.layers());
+        self.train_slots_by_memory(device).min(u32::try_from(by_storage).unwrap_or(u32::MAX))
     }
 
     /// Adapter parameters of layers `from .. to` with what belongs to the ends.
@@ -135,13 +220,18 @@ impl<'a> Costs<'a> {
         n
     }
 
-    /// Seconds of one sample of a cached step.
-    pub fn train_seconds(&self, device: usize, samples: f64) -> f64 {
+    /// FLOP of one sample of a cached step.
+    pub fn train_sample_flops(&self) -> f64 {
         let all = self.prefix[self.layers()];
         let (e, h) = (&self.model.embedding, &self.model.head);
         let side = all.side_forward_flops + all.side_backward_flops + e.side_forward_flops + e.side_backward_flops;
         let head = h.forward_flops + h.side_forward_flops + h.side_backward_flops;
-        3.0 * JOB_SECONDS + samples * (side * self.options.mean_tokens + head * self.options.mean_labels) / self.speed(device)
+        side * self.options.mean_tokens + head * self.options.mean_labels
+    }
+
+    /// Seconds of `samples` samples of a cached step.
+    pub fn train_seconds(&self, device: usize, samples: f64) -> f64 {
+        3.0 * JOB_SECONDS + samples * self.train_sample_flops() / self.speed(device)
     }
 
     /// Bytes of a device in the train phase that do not depend on its share: the adapter, and the frozen head for the loss.
@@ -155,54 +245,80 @@ impl<'a> Costs<'a> {
         per_token * u64::from(self.options.max_tokens.max(1))
     }
 
-    /// Seconds for a micro-batch of `samples` from one group to the next: the slowest pair, each receiver's share.
-    pub fn forward_transfer(&self, from: &[(usize, u32)], to: &[(usize, u32)], samples: f64) -> f64 {
-        self.transfer(from, to, samples, 4.0 * f64::from(self.model.width + self.model.side_width))
+    /// Bytes of one token from a stage to the next.
+    pub fn forward_token_bytes(&self, mode: FillMode) -> f64 {
+        let side = if mode == FillMode::Hybrid { self.model.side_width } else { 0 };
+        4.0 * f64::from(self.model.width + side)
     }
 
-    /// Seconds for its side gradients back.
-    pub fn backward_transfer(&self, from: &[(usize, u32)], to: &[(usize, u32)], samples: f64) -> f64 {
-        self.transfer(to, from, samples, 4.0 * f64::from(self.model.side_width))
+    /// Bytes of one token's side gradient back.
+    pub fn backward_token_bytes(&self) -> f64 {
+        4.0 * f64::from(self.model.side_width)
     }
 
-    fn transfer(&self, from: &[(usize, u32)], to: &[(usize, u32)], samples: f64, bytes_per_token: f64) -> f64 {
-        let bytes = samples * self.options.mean_tokens * bytes_per_token;
-        let share = |to_slots: u32| bytes * f64::from(to_slots) / f64::from(self.batch);
-        to.iter()
-            .flat_map(|&(d, slots)| from.iter().map(move |&(s, _)| (s, d, slots)))
-            .map(|(s, d, slots)| {
-                let link = self.link(s, d);
-                link.latency + share(slots) / link.bytes_per_second
-            })
-            .fold(0.0, f64::max)
+    /// Seconds for a micro-batch from one group to the next, and for its side gradients back. Every member sends and
+    /// receives one after another, rows go straight to who computes them next.
+    pub fn transfers(&self, mode: FillMode, from: &[(usize, u32)], to: &[(usize, u32)], micro_batches: u32) -> Transfer {
+        let tokens = self.options.mean_tokens / f64::from(micro_batches);
+        let (mut latency, mut slowest) = (0.0f64, 0.0f64);
+        let mut receiving = vec![0.0f64; to.len()];
+        let mut start = 0;
+        for &(s, slots) in from {
+            let range = start..start + slots;
+            start += slots;
+            let (mut sending, mut first) = (0.0, 0);
+            for (r, &(d, slots)) in to.iter().enumerate() {
+                let overlap = range.end.min(first + slots).saturating_sub(range.start.max(first));
+                first += slots;
+                if overlap > 0 {
+                    let link = self.link(s, d);
+                    let seconds = f64::from(overlap) / link.bytes_per_second;
+                    sending += seconds;
+                    receiving[r] += seconds;
+                    latency = latency.max(link.latency);
+                }
+            }
+            slowest = slowest.max(sending);
+        }
+        let per_byte = receiving.into_iter().fold(slowest, f64::max) * tokens;
+        self.transfer(mode, latency, per_byte)
     }
 
-    /// Seconds of an all-to-all sum and broadcast of `parameters` f32 values in a group.
-    pub fn all_reduce(&self, group: &[usize], parameters: u64) -> f64 {
-        let n = group.len() as f64;
-        if group.len() < 2 {
+    /// The same between two devices that compute the whole mini-batch.
+    pub fn pair_transfer(&self, mode: FillMode, a: usize, b: usize, micro_batches: u32) -> Transfer {
+        let link = self.link(a, b);
+        self.transfer(mode, link.latency, self.options.mean_tokens * f64::from(self.batch) / f64::from(micro_batches) / link.bytes_per_second)
+    }
+
+    fn transfer(&self, mode: FillMode, latency: f64, seconds_per_token_byte: f64) -> Transfer {
+        let backward = if mode == FillMode::Hybrid { self.backward_token_bytes() } else { 0.0 };
+        Transfer { latency, forward: seconds_per_token_byte * self.forward_token_bytes(mode), backward: seconds_per_token_byte * backward }
+    }
+
+    /// Seconds of the sum of `parameters` gradients over a group, as the nodes do it: each of n members sends every other
+    /// one its n-th part, sums its own, and sends the sum to all.
+    pub fn all_reduce(&self, group: impl Iterator<Item = usize> + Clone, parameters: u64) -> f64 {
+        let n = group.clone().count();
+        if n < 2 {
             return 0.0;
         }
-        let pairs = || group.iter().flat_map(|a| group.iter().filter(move |b| a != *b).map(move |b| self.link(*a, *b)));
-        let slowest = pairs().map(|l| l.bytes_per_second).fold(f64::INFINITY, f64::min);
-        let latency = pairs().map(|l| l.latency).fold(0.0, f64::max);
-        2.0 * (latency + (n - 1.0) / n * 4.0 * parameters as f64 / slowest + JOB_SECONDS)
+        let (mut latency, mut busiest) = (0.0f64, 0.0f64);
+        for a in group.clone() {
+            let mut per_byte = 0.0;
+            for b in group.clone().filter(|b| *b != a) {
+                let link = self.link(a, b);
+                latency = latency.max(link.latency);
+                per_byte += 1.0 / link.bytes_per_second;
+            }
+            busiest = busiest.max(per_byte);
+        }
+        2.0 * (latency + busiest * self.gradient_bytes * parameters as f64 / n as f64 + JOB_SECONDS)
     }
-}
 
-/// Slots in proportion to speed, none above its cap; `None` if the caps do not suffice or somebody would get nothing.
-/// `each`: everybody gets a slot first, even who is too slow to deserve one.
-pub(super) fn shares(speeds: &[f64], caps: &[u32], batch: u32, each: bool) -> Option<Vec<u32>> {
-    let mut slots: Vec<u32> = caps.iter().map(|cap| u32::from(each).min(*cap)).collect();
-    for _ in slots.iter().sum::<u32>()..batch {
-        // the next slot goes to whoever would finish it first
-        let next = (0..speeds.len()).filter(|&i| slots[i] < caps[i]).min_by(|&a, &b| {
-            let finish = |i: usize| f64::from(slots[i] + 1) / speeds[i].max(1e-9);
-            finish(a).total_cmp(&finish(b))
-        })?;
-        slots[next] += 1;
+    /// AllReduce of a stage's adapter part.
+    pub fn stage_reduce(&self, stage: &StageChoice) -> f64 {
+        self.all_reduce(stage.members.iter().map(|m| m.0), self.adapter_parameters(stage.from, stage.to))
     }
-    (slots.iter().all(|s| *s > 0) && slots.iter().sum::<u32>() == batch).then_some(slots)
 }
 
 fn add(a: LayerCost, b: LayerCost) -> LayerCost {

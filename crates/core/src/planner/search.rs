@@ -1,212 +1,251 @@
-//! The search for the fill pipeline: the paper's dynamic programme, made fit for unequal devices.
+//! The search for the plan with the lowest objective, and how low it could be at best.
 //!
-//! Differences from Eq. 2–6 of the paper: communication stands inside the recurrence, the memory test counts the
-//! micro-batches in flight, shares inside a group follow speed and memory, several device orders are tried, a device may be
-//! left out, and the candidates (one per order, number of stages and micro-batches) are compared by playing the 1F1B
-//! schedule through rather than by a closed formula.
+//! 1. Single devices, each alone; the best of them is the reference.
+//! 2. For each order of the devices and number of micro-batches, what the recurrence finds (`programme.rs`); the best
+//!    train sets as one group; the best of all these polished (`polish.rs`).
+//!    (Less of this where step 4 compares everything anyhow.)
+//! 3. Each with the train set that suits it best.
+//! 4. Of few devices all pipelines, as far as they could be better (`exact.rs`).
 
-use super::costs::{Costs, shares};
+use super::FillWish;
+use super::costs::{Costs, JOB_SECONDS};
+use super::exact::{self, Space};
+use super::objective::{Candidate, Choice, Limits, best_choice, micro_batch_counts, realise, steps_objective};
+use super::polish::polish;
+use super::programme::programme;
+use super::train::{ALL_SUBSETS, train_bound, train_choices};
+use barycenter_protocol::plan::FillMode;
 
-/// A stage of a candidate: layers and (device, slots) in rank order.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct StageChoice {
-    pub from: usize,
-    pub to: usize,
-    pub members: Vec<(usize, u32)>,
+/// The recurrence looks at so many devices at most: what is beyond them adds too little.
+const POOL: usize = 24;
+/// And at so many where the model fits on no fewer.
+const LARGEST_POOL: usize = 64;
+/// Pipelines that are polished, and changes looked at for all of them together.
+const POLISHED: (usize, usize) = (4, 2500);
+/// Deepest pipeline, unless the model fits into none so short.
+const DEEPEST: usize = 8;
+
+/// The plan that was found.
+pub(super) struct Found {
+    pub choice: Choice,
+    /// The best single device's plan, if one device can do the job.
+    pub reference: Option<Choice>,
+    /// No plan has a lower objective.
+    pub lower_bound: f64,
+    pub is_exact: bool,
 }
 
-/// A pipeline with its prediction.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Candidate {
-    pub stages: Vec<StageChoice>,
-    pub micro_batches: u32,
-    pub seconds: f64,
+/// Why nothing was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nothing {
+    /// No devices hold the layers.
+    Fill,
+    /// No devices train from the cache.
+    Train,
 }
 
-/// The best pipeline over `devices` with at least `min_stages` stages; `leave_out`: whether devices may be left out.
-pub(super) fn best_pipeline(costs: &Costs, devices: &[usize], min_stages: usize, leave_out: bool) -> Option<Candidate> {
-    let most = devices.len().min(costs.layers());
-    let alone = |d: &usize| if leave_out && min_stages <= 1 && devices.len() > 1 { best_pipeline(costs, &[*d], 1, true) } else { None };
-    let mut best: Option<Candidate> = devices.iter().filter_map(alone).min_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    for order in orders(costs, devices) {
-        for stages in min_stages.max(1)..=most {
-            for micro_batches in micro_batch_counts(stages as u32, costs.batch) {
-                let Some(choice) = programme(costs, &order, stages, micro_batches, leave_out) else { continue };
-                let seconds = step_seconds(costs, &choice, micro_batches);
-                if best.as_ref().is_none_or(|b| seconds < b.seconds) {
-                    best = Some(Candidate { stages: choice, micro_batches, seconds });
-                }
+pub(super) fn search(costs: &Costs) -> Result<Found, Nothing> {
+    let trains = train_choices(costs);
+    if trains.is_empty() {
+        return Err(Nothing::Train);
+    }
+    let modes = modes(costs);
+    let singles = singles(costs);
+    let reference = reference(costs, &singles);
+    let wanted = (costs.options.min_stages.max(1) as usize).min(costs.devices.len()).min(costs.layers());
+    let has_wishes = wanted > 1 || costs.options.use_all_nodes;
+    let limits = reference.as_ref().filter(|_| !has_wishes).map_or(Limits::NONE, Limits::of);
+    let bound = lower_bound(costs, &singles);
+    // wishes are granted as far as they can be
+    let attempts = [(costs.options.use_all_nodes, wanted, false), (true, wanted, true), (wanted > 1, 1, true)];
+    for (_, min_stages, leave_out) in attempts.into_iter().filter(|(applies, ..)| *applies) {
+        let space = Space { trains: &trains, limits, modes, min_stages, leave_out };
+        let mut best = reference.clone().filter(|_| !has_wishes);
+        if let Some(choice) = best.clone().filter(|best| best.objective <= bound * (1.0 + 1e-9)) {
+            let lower_bound = choice.objective;
+            return Ok(Found { choice, reference, lower_bound, is_exact: true });
+        }
+        for fill in pipelines(costs, &space, &singles) {
+            let below = best.as_ref().map_or(f64::INFINITY, |b| b.objective);
+            if let Some(choice) = best_choice(costs, &fill, &trains, limits, below) {
+                best = Some(choice);
             }
         }
-    }
-    best
-}
-
-/// All orders of up to 4 devices; of more: fastest first, most memory first, and both reversed.
-fn orders(costs: &Costs, devices: &[usize]) -> Vec<Vec<usize>> {
-    if devices.len() <= 4 {
-        let mut all = Vec::new();
-        permute(&mut devices.to_vec(), 0, &mut all);
-        return all;
-    }
-    let by = |key: &dyn Fn(usize) -> f64| {
-        let mut order = devices.to_vec();
-        order.sort_by(|a, b| key(*b).total_cmp(&key(*a)).then(a.cmp(b)));
-        order
-    };
-    let fastest = by(&|d| costs.devices[d].gflops);
-    let roomiest = by(&|d| costs.devices[d].memory_budget_bytes as f64);
-    let reversed = |o: &Vec<usize>| o.iter().rev().copied().collect::<Vec<_>>();
-    vec![reversed(&fastest), reversed(&roomiest), fastest, roomiest]
-}
-
-fn permute(items: &mut Vec<usize>, at: usize, all: &mut Vec<Vec<usize>>) {
-    if at + 1 >= items.len() {
-        all.push(items.clone());
-        return;
-    }
-    for i in at..items.len() {
-        items.swap(at, i);
-        permute(items, at + 1, all);
-        items.swap(at, i);
-    }
-}
-
-/// One stage wants few, large micro-batches (memory decides); a pipeline at least as many as stages.
-fn micro_batch_counts(stages: u32, batch: u32) -> Vec<u32> {
-    let mut counts: Vec<_> = [1, 2, 4, 8, 16].iter().map(|n| n * stages).chain([batch]).filter(|n| *n <= batch).collect();
-    counts.sort();
-    counts.dedup();
-    counts
-}
-
-/// Splits a micro-batch of the mini-batch among a group that holds layers `from .. to`.
-fn group(costs: &Costs, devices: &[usize], from: usize, to: usize, in_flight: u32, micro_batches: u32) -> Option<Vec<(usize, u32)>> {
-    let fixed = costs.fill_fixed_bytes(from, to);
-    let per_sample = costs.fill_sample_bytes(from, to).max(1) * u64::from(in_flight.min(micro_batches));
-    let cap = |d: &usize| {
-        let free = costs.devices[*d].memory_budget_bytes.saturating_sub(fixed);
-        let by_memory = u32::try_from(free / per_sample).unwrap_or(u32::MAX).saturating_mul(micro_batches);
-        by_memory.min(u32::try_from(costs.devices[*d].storage_budget_bytes / costs.cache_slot_bytes(from, to)).unwrap_or(u32::MAX))
-    };
-    let caps: Vec<u32> = devices.iter().map(cap).collect();
-    let speeds: Vec<_> = devices.iter().map(|d| costs.devices[*d].gflops.max(1e-3)).collect();
-    Some(devices.iter().copied().zip(shares(&speeds, &caps, costs.batch, costs.options.use_all_nodes)?).collect())
-}
-
-/// Slowest member's forward and backward seconds for one micro-batch.
-fn stage_seconds(costs: &Costs, stage: &StageChoice, micro_batches: u32) -> (f64, f64) {
-    stage.members.iter().fold((0.0, 0.0), |(f, b), &(device, slots)| {
-        let (forward, backward) = costs.fill_seconds(device, stage.from, stage.to, f64::from(slots) / f64::from(micro_batches));
-        (f64::max(f, forward), f64::max(b, backward))
-    })
-}
-
-/// Best way to put layers `0 .. y` on the first n devices of the order in s stages: slowest stage and how it was made.
-#[derive(Clone)]
-struct Cell {
-    slowest: f64,
-    stages: Vec<StageChoice>,
-}
-
-#[allow(clippy::needless_range_loop, reason = "indices are those of the recurrence")]
-/// The recurrence (Eq. 2) for a fixed number of stages: minimises the slowest stage, its part of the AllReduce and
-/// the transfers to it included.
-fn programme(costs: &Costs, order: &[usize], stages: usize, micro_batches: u32, leave_out: bool) -> Option<Vec<StageChoice>> {
-    let (layers, devices) = (costs.layers(), order.len());
-    let samples = f64::from(costs.batch) / f64::from(micro_batches);
-    // previous[n][y]: s − 1 stages; `None` = impossible
-    let mut previous: Vec<Vec<Option<Cell>>> = vec![vec![None; layers + 1]; devices + 1];
-    for (n, row) in previous.iter_mut().enumerate() {
-        if n == 0 || leave_out {
-            row[0] = Some(Cell { slowest: 0.0, stages: Vec::new() });
+        let is_exact = exact::search(costs, &space, &mut best) && costs.devices.len() <= ALL_SUBSETS;
+        if let Some(choice) = best {
+            let lower_bound = if is_exact { choice.objective } else { bound.min(choice.objective) };
+            return Ok(Found { choice, reference, lower_bound, is_exact });
         }
     }
-    for stage in 0..stages {
-        let in_flight = (stages - stage) as u32;
-        let mut current: Vec<Vec<Option<Cell>>> = vec![vec![None; layers + 1]; devices + 1];
-        for n in 1..=devices {
-            for y in stage + 1..=layers {
-                if stage + 1 == stages && y != layers || layers - y < stages - stage - 1 {
-                    continue;
-                }
-                let mut best: Option<Cell> = if leave_out { current[n - 1][y].clone() } else { None };
-                for m in 1..=n {
-                    let members = &order[n - m..n];
-                    for q in stage..y {
-                        if stage == 0 && q > 0 {
-                            break;
-                        }
-                        let Some(before) = &previous[n - m][q] else { continue };
-                        if best.as_ref().is_some_and(|b| before.slowest >= b.slowest) {
-                            continue;
-                        }
-                        let Some(members) = group(costs, members, q, y, in_flight, micro_batches) else { continue };
-                        let choice = StageChoice { from: q, to: y, members };
-                        let (forward, backward) = stage_seconds(costs, &choice, micro_batches);
-                        let transfer = before.stages.last().map_or(0.0, |b| costs.forward_transfer(&b.members, &choice.members, samples) + costs.backward_transfer(&b.members, &choice.members, samples));
-                        let reduce = if m > 1 { costs.all_reduce(&order[n - m..n], costs.adapter_parameters(q, y)) / f64::from(micro_batches) } else { 0.0 };
-                        let slowest = before.slowest.max(forward + backward + reduce).max(transfer);
-                        if best.as_ref().is_none_or(|b| slowest < b.slowest) {
-                            let mut stages = before.stages.clone();
-                            stages.push(choice);
-                            best = Some(Cell { slowest, stages });
-                        }
-                    }
-                }
-                current[n][y] = best;
+    Err(Nothing::Fill)
+}
+
+/// Whether there is any plan, wishes aside.
+pub(super) fn is_possible(costs: &Costs) -> bool {
+    let trains = train_choices(costs);
+    if trains.is_empty() {
+        return false;
+    }
+    let modes = modes(costs);
+    // many micro-batches take least memory
+    let most = costs.batch;
+    let any = |mode: FillMode| {
+        (0..costs.devices.len()).any(|d| realise(costs, mode, &[(0, costs.layers(), vec![d])], most).is_some())
+            || orders(costs, &pool(costs, true)).iter().any(|order| !programme(costs, mode, order, most, (1, order.len()), true).is_empty())
+    };
+    if modes.iter().any(|mode| any(*mode)) {
+        return true;
+    }
+    let mut best = None;
+    exact::search(costs, &Space { trains: &trains, limits: Limits::NONE, modes, min_stages: 1, leave_out: true }, &mut best);
+    best.is_some()
+}
+
+fn modes(costs: &Costs) -> &'static [FillMode] {
+    match costs.options.fill {
+        FillWish::Hybrid => &[FillMode::Hybrid],
+        FillWish::ForwardOnly => &[FillMode::ForwardOnly],
+        FillWish::Fastest => &[FillMode::Hybrid, FillMode::ForwardOnly],
+    }
+}
+
+/// Every device alone that can be, in every mode that is allowed.
+pub(super) fn singles(costs: &Costs) -> Vec<Candidate> {
+    modes(costs).iter().flat_map(|mode| (0..costs.devices.len()).filter_map(|d| alone(costs, *mode, d))).collect()
+}
+
+/// A device with all layers, with the number of micro-batches that is best for it.
+fn alone(costs: &Costs, mode: FillMode, device: usize) -> Option<Candidate> {
+    let counts = micro_batch_counts(costs.batch).into_iter();
+    counts.filter_map(|m| realise(costs, mode, &[(0, costs.layers(), vec![device])], m)).min_by(|a, b| a.seconds.total_cmp(&b.seconds))
+}
+
+/// The device that does the whole job best alone.
+fn reference(costs: &Costs, singles: &[Candidate]) -> Option<Choice> {
+    let whole = |fill: &Candidate| {
+        let device = fill.stages[0].members[0].0;
+        let train = super::train::train_choice(costs, &[device])?;
+        best_choice(costs, fill, &[train], Limits::NONE, f64::INFINITY)
+    };
+    singles.iter().filter_map(whole).min_by(|a, b| a.objective.total_cmp(&b.objective))
+}
+
+/// Pipelines worth a look.
+fn pipelines(costs: &Costs, space: &Space, singles: &[Candidate]) -> Vec<Candidate> {
+    let mut found: Vec<Candidate> = if space.min_stages <= 1 && space.leave_out { singles.to_vec() } else { Vec::new() };
+    let counts = micro_batch_counts(costs.batch);
+    let pool = pool(costs, space.leave_out);
+    for &mode in space.modes {
+        if space.min_stages <= 1 && space.leave_out {
+            for train in space.trains.iter().filter(|t| t.members.len() > 1).take(POLISHED.0) {
+                let group: Vec<_> = train.members.iter().map(|m| m.0).collect();
+                found.extend(counts.iter().filter_map(|m| realise(costs, mode, &[(0, costs.layers(), group.clone())], *m)));
             }
         }
-        previous = current;
-    }
-    previous[devices][layers].take().map(|cell| cell.stages)
-}
-
-/// Plays one mini-batch through 1F1B, then AllReduce inside the groups, the exchange of norms, the update.
-pub(super) fn step_seconds(costs: &Costs, stages: &[StageChoice], micro_batches: u32) -> f64 {
-    let (s, m) = (stages.len(), micro_batches as usize);
-    let samples = f64::from(costs.batch) / f64::from(micro_batches);
-    let times: Vec<_> = stages.iter().map(|stage| stage_seconds(costs, stage, micro_batches)).collect();
-    let over = |i: usize, backward: bool| {
-        let (a, b) = (&stages[i].members, &stages[i + 1].members);
-        if backward { costs.backward_transfer(a, b, samples) } else { costs.forward_transfer(a, b, samples) }
-    };
-    let forward_transfers: Vec<_> = (0..s.saturating_sub(1)).map(|i| over(i, false)).collect();
-    let backward_transfers: Vec<_> = (0..s.saturating_sub(1)).map(|i| over(i, true)).collect();
-    let mut forward_end = vec![vec![None; m]; s];
-    let mut backward_end = vec![vec![None; m]; s];
-    let mut free = vec![0.0f64; s];
-    let mut done = vec![(0usize, 0usize); s];
-    loop {
-        let mut moved = false;
-        for i in (0..s).rev() {
-            loop {
-                let (f, b) = done[i];
-                let ready_backward = if b < f { if i + 1 == s { forward_end[i][b] } else { backward_end[i + 1][b].map(|t: f64| t + backward_transfers[i]) } } else { None };
-                let may_forward = f < m && f - b < s - i;
-                let ready_forward = if !may_forward { None } else if i == 0 { Some(0.0) } else { forward_end[i - 1][f].map(|t: f64| t + forward_transfers[i - 1]) };
-                // 1F1B: once enough are in flight, backward comes first
-                if let Some(ready) = ready_backward {
-                    free[i] = free[i].max(ready) + times[i].1;
-                    backward_end[i][b] = Some(free[i]);
-                    done[i].1 += 1;
-                } else if let Some(ready) = ready_forward {
-                    free[i] = free[i].max(ready) + times[i].0;
-                    forward_end[i][f] = Some(free[i]);
-                    done[i].0 += 1;
-                } else {
-                    break;
-                }
-                moved = true;
+        let alone_or_too_many = pool.len() < 2 && space.min_stages <= 1 || pool.len() > LARGEST_POOL;
+        if alone_or_too_many {
+            continue;
+        }
+        let mut by_programme: Vec<Candidate> = Vec::new();
+        let orders = if exact::is_small(costs) { vec![fastest_first(costs, &pool)] } else { orders(costs, &pool) };
+        for deepest in [DEEPEST.max(space.min_stages), pool.len()] {
+            // every other count: polishing looks at their neighbours
+            for micro_batches in counts.iter().copied().filter(|m| m.is_power_of_two() && *m <= 64) {
+                let stages = (space.min_stages, deepest);
+                by_programme.extend(orders.iter().flat_map(|order| programme(costs, mode, order, micro_batches, stages, space.leave_out)));
+            }
+            if !by_programme.is_empty() {
+                break;
             }
         }
-        if !moved {
-            break;
+        by_programme.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        by_programme.dedup_by(|a, b| a.stages == b.stages);
+        let (count, mut budget) = if exact::is_small(costs) { (1, POLISHED.1 / 50) } else { (POLISHED.0, POLISHED.1 / (1 + pool.len() / POOL)) };
+        for candidate in by_programme.iter().take(count) {
+            found.push(polish(costs, candidate.clone(), &pool, space.min_stages, space.leave_out, &mut budget));
         }
+        found.extend(by_programme.into_iter().take(4 * POLISHED.0));
     }
-    let pipeline_end = free.iter().copied().fold(0.0, f64::max);
-    let reduce = stages.iter().map(|stage| costs.all_reduce(&stage.members.iter().map(|m| m.0).collect::<Vec<_>>(), costs.adapter_parameters(stage.from, stage.to))).fold(0.0, f64::max);
-    let all: Vec<_> = stages.iter().flat_map(|stage| stage.members.iter().map(|m| m.0)).collect();
-    let norms = all.iter().flat_map(|a| all.iter().filter(move |b| a != *b).map(|b| costs.link(*a, *b).latency)).fold(0.0, f64::max);
-    pipeline_end + reduce + norms + super::costs::JOB_SECONDS
+    found
+}
+
+/// Devices for the recurrence: those that can hold a layer, the fastest first, as many as the model needs and at least
+/// [`POOL`] where there are as many.
+fn pool(costs: &Costs, leave_out: bool) -> Vec<usize> {
+    let able: Vec<_> = (0..costs.devices.len()).filter(|d| !leave_out || costs.holds_a_layer(*d)).collect();
+    let mut able = fastest_first(costs, &able);
+    if !leave_out {
+        return able;
+    }
+    let needed = costs.fill_fixed_bytes(FillMode::Hybrid, 0, costs.layers());
+    let mut memory = 0u64;
+    let enough = able.iter().take_while(|d| {
+        let goes_on = memory < needed.saturating_mul(2);
+        memory = memory.saturating_add(costs.devices[**d].memory_budget_bytes);
+        goes_on
+    });
+    let enough = enough.count();
+    if enough > LARGEST_POOL {
+        able.sort_by_key(|d| std::cmp::Reverse(costs.devices[*d].memory_budget_bytes));
+    }
+    able.truncate(enough.clamp(POOL, LARGEST_POOL));
+    able
+}
+
+fn fastest_first(costs: &Costs, devices: &[usize]) -> Vec<usize> {
+    let mut order = devices.to_vec();
+    order.sort_by(|a, b| costs.speed(*b).total_cmp(&costs.speed(*a)).then(a.cmp(b)));
+    order
+}
+
+/// Fastest first, most memory first, the two reversed, and each device followed by the one it has the best link to.
+fn orders(costs: &Costs, pool: &[usize]) -> Vec<Vec<usize>> {
+    if pool.is_empty() {
+        return Vec::new();
+    }
+    let fastest = fastest_first(costs, pool);
+    let mut roomiest = fastest.clone();
+    roomiest.sort_by_key(|d| std::cmp::Reverse(costs.devices[*d].memory_budget_bytes));
+    let mut left = fastest.clone();
+    let mut linked = vec![left.remove(0)];
+    while let Some(next) = (0..left.len()).max_by(|a, b| {
+        let bandwidth = |i: usize| costs.link(linked[linked.len() - 1], left[i]).bytes_per_second;
+        bandwidth(*a).total_cmp(&bandwidth(*b)).then(b.cmp(a))
+    }) {
+        linked.push(left.remove(next));
+    }
+    let reversed = |o: &[usize]| o.iter().rev().copied().collect::<Vec<_>>();
+    let mut all = vec![reversed(&fastest), reversed(&roomiest), fastest, roomiest, linked];
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// No plan has a lower objective: all devices that can hold a layer share the pipeline's work without rounding, or one
+/// does it alone without exchanging anything; the train phase by its own bound; nothing has to be redistributed.
+pub(super) fn lower_bound(costs: &Costs, singles: &[Candidate]) -> f64 {
+    let train = train_bound(costs);
+    let n = costs.devices.len();
+    let able: Vec<_> = (0..n).filter(|d| costs.holds_a_layer(*d)).collect();
+    let total: f64 = able.iter().map(|d| costs.speed(*d)).sum();
+    let latency = able.iter().flat_map(|a| able.iter().filter(move |b| a != *b).map(|b| costs.link(*a, *b).latency)).fold(f64::INFINITY, f64::min);
+    let bound = |mode: &FillMode| {
+        let (forward, backward) = costs.sample_flops(*mode, 0, costs.layers());
+        let work = (forward + backward) * f64::from(costs.batch);
+        let shared = match mode {
+            FillMode::Hybrid => work / total + latency + 3.0 * JOB_SECONDS,
+            FillMode::ForwardOnly => work / total + JOB_SECONDS,
+        };
+        let alone = singles.iter().filter(|s| s.mode == *mode).map(|s| s.seconds);
+        steps_objective(costs, *mode, alone.fold(shared, f64::min), train)
+    };
+    modes(costs).iter().map(bound).fold(f64::INFINITY, f64::min)
+}
+
+impl Costs<'_> {
+    /// Whether a device has the memory for at least one layer.
+    pub fn holds_a_layer(&self, d: usize) -> bool {
+        let bytes = |mode, layer| self.fill_bytes(mode, (layer, layer + 1), 1, 1, 1);
+        modes(self).iter().any(|mode| (0..self.layers()).any(|layer| bytes(*mode, layer) <= self.devices[d].memory_budget_bytes))
+    }
 }

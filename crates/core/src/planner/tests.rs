@@ -1,5 +1,7 @@
-use super::costs::{Costs, shares};
-use super::search::{StageChoice, best_pipeline, step_seconds};
+mod brute_force;
+mod households;
+
+use super::shares::shares;
 use super::*;
 use crate::cost::{Dimensions, model_cost};
 use barycenter_protocol::plan::{DeviceProfile, LinkProfile};
@@ -10,7 +12,7 @@ fn dimensions() -> Dimensions {
 }
 
 fn options() -> PlanOptions {
-    PlanOptions { model: "demo".into(), min_stages: 1, use_all_nodes: false, mean_tokens: 32.0, max_tokens: 64, mean_labels: 12.0, cache_bytes: 50_000_000 }
+    PlanOptions { model: "demo".into(), min_stages: 1, use_all_nodes: false, mean_tokens: 32.0, max_tokens: 64, mean_labels: 12.0, cache_bytes: 50_000_000, ..PlanOptions::default() }
 }
 
 fn device(node: u32, gflops: f64, memory: u64) -> DeviceProfile {
@@ -117,47 +119,11 @@ fn unlinked_devices_are_not_planned_with() {
     assert!(subset.devices.iter().any(|d| d.node == NodeId(2)));
 }
 
-/// All ways to put the layers on the devices in contiguous groups, in every order.
-fn brute_force(costs: &Costs, micro_batches: u32) -> f64 {
-    fn place(costs: &Costs, left: &[usize], from: usize, stages: &mut Vec<Vec<usize>>, cuts: &mut Vec<usize>, micro: u32, best: &mut f64) {
-        if from == costs.layers() {
-            let count = stages.len();
-            let choice: Option<Vec<StageChoice>> = stages.iter().enumerate().map(|(i, members)| {
-                let (from, to) = (if i == 0 { 0 } else { cuts[i - 1] }, cuts[i]);
-                let speeds: Vec<_> = members.iter().map(|d| costs.devices[*d].gflops).collect();
-                let slots = shares(&speeds, &vec![u32::MAX; members.len()], costs.batch, false)?;
-                let members: Vec<_> = members.iter().copied().zip(slots).collect();
-                let fits = members.iter().all(|(d, slots)| costs.fill_bytes(from, to, *slots, (count - i) as u32, micro) <= costs.devices[*d].memory_budget_bytes);
-                fits.then_some(StageChoice { from, to, members })
-            }).collect();
-            if let Some(choice) = choice {
-                *best = best.min(step_seconds(costs, &choice, micro));
-            }
-            return;
-        }
-        for mask in 1u32..1 << left.len() {
-            let (group, rest): (Vec<_>, Vec<_>) = left.iter().enumerate().partition(|(i, _)| mask & (1 << i) != 0);
-            let only = |v: Vec<(usize, &usize)>| v.into_iter().map(|(_, d)| *d).collect::<Vec<_>>();
-            let (group, rest) = (only(group), only(rest));
-            for to in from + 1..=costs.layers() {
-                stages.push(group.clone());
-                cuts.push(to);
-                place(costs, &rest, to, stages, cuts, micro, best);
-                stages.pop();
-                cuts.pop();
-            }
-        }
-    }
-    let mut best = f64::INFINITY;
-    place(costs, &(0..costs.devices.len()).collect::<Vec<_>>(), 0, &mut Vec::new(), &mut Vec::new(), micro_batches, &mut best);
-    best
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn a_plan_is_never_predicted_slower_than_the_best_device(speeds in proptest::collection::vec(1.0f64..500.0, 1..5), rtt in 0.2f64..50.0, bps in 1e5f64..1e8, batch in 1u32..20) {
+    fn shares_of_a_plan_are_whole(speeds in proptest::collection::vec(1.0f64..500.0, 1..5), rtt in 0.2f64..50.0, bps in 1e5f64..1e8, batch in 1u32..20) {
         let m = household(speeds.iter().enumerate().map(|(i, s)| device(i as u32 + 1, *s, GB)).collect(), rtt, bps);
         let plan = plan(&model_cost(&dimensions()), &m, batch, &options()).expect("all have the memory");
         prop_assert!(plan.fill_step_seconds <= plan.single_device_fill_step_seconds * 1.000001);
@@ -167,17 +133,6 @@ proptest! {
             prop_assert!(members.windows(2).all(|w| w[0].slots.end == w[1].slots.start));
         }
         prop_assert_eq!(plan.stages.last().map(|s| s.layers.end), Some(6));
-    }
-
-    /// The programme minimises the slowest stage, not the step itself, so it may miss the best by a little.
-    #[test]
-    fn the_programme_is_close_to_trying_everything(speeds in proptest::collection::vec(5.0f64..200.0, 2..4), rtt in 0.2f64..20.0, bps in 1e6f64..1e8) {
-        let m = household(speeds.iter().enumerate().map(|(i, s)| device(i as u32 + 1, *s, GB)).collect(), rtt, bps);
-        let (cost, options) = (model_cost(&dimensions()), options());
-        let costs = Costs::new(&cost, &m, 8, &options);
-        let found = best_pipeline(&costs, &(0..speeds.len()).collect::<Vec<_>>(), 1, true).expect("a pipeline");
-        let best = [1, 2, 3, 4, 6, 8].into_iter().map(|micro| brute_force(&costs, micro)).fold(f64::INFINITY, f64::min);
-        prop_assert!(found.seconds <= best * 1.15, "found {} s, best {best} s", found.seconds);
     }
 }
 

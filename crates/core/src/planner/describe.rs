@@ -1,0 +1,161 @@
+//! A plan with its predictions, and a sentence per device.
+
+use super::costs::Costs;
+use super::objective::Choice;
+use super::redistribute;
+use super::search::Found;
+use super::train::{TrainChoice, train_choices};
+use super::human_bytes;
+use barycenter_protocol::plan::{DeviceReason, FillMode, LinkTraffic, Plan, PlanBound, ReduceAdvice, Stage, StageMember};
+use std::collections::BTreeMap;
+
+/// AllReduce may take this part of a train step before accumulating over more mini-batches is advised.
+const REDUCE_PART: f64 = 0.1;
+/// Longest interval that is advised: beyond, the larger effective mini-batch is felt in the training.
+const LONGEST_INTERVAL: u32 = 16;
+/// Advice has to make a step faster by at least this.
+const WORTHWHILE: f64 = 0.95;
+
+pub(super) fn describe(costs: &Costs, found: &Found) -> Plan {
+    let (fill, train) = (&found.choice.fill, &found.choice.train);
+    let members = |list: &[(usize, u32)]| -> Vec<StageMember> {
+        let mut start = 0;
+        let member = |&(d, slots): &(usize, u32)| {
+            start += slots;
+            StageMember { node: costs.devices[d].node, slots: start - slots..start }
+        };
+        list.iter().map(member).collect()
+    };
+    let reference = found.reference.as_ref();
+    Plan {
+        stages: fill.stages.iter().map(|s| Stage { layers: s.from as u32..s.to as u32, members: members(&s.members) }).collect(),
+        micro_batches: fill.micro_batches,
+        fill: fill.mode,
+        train: members(&train.members),
+        fill_step_seconds: found.choice.first_epoch_step_seconds(),
+        train_step_seconds: train.seconds,
+        single_device_fill_step_seconds: reference.map_or(0.0, Choice::first_epoch_step_seconds),
+        single_device_train_step_seconds: reference.map_or(0.0, |r| r.train.seconds),
+        redistribution_seconds: found.choice.redistribution_seconds,
+        bound: PlanBound { objective_seconds: found.choice.objective, lower_bound_seconds: found.lower_bound, is_exact: found.is_exact },
+        links: links(costs, &found.choice),
+        advice: advice(costs, train),
+        reasons: (0..costs.devices.len()).map(|d| reason(costs, found, d)).collect(),
+    }
+}
+
+/// Bytes on every link that is used.
+fn links(costs: &Costs, choice: &Choice) -> Vec<LinkTraffic> {
+    let mut links: BTreeMap<(usize, usize), LinkTraffic> = BTreeMap::new();
+    let mut on = |a: usize, b: usize, add: &dyn Fn(&mut LinkTraffic)| {
+        let (a, b) = (a.min(b), a.max(b));
+        let fresh = LinkTraffic { a: costs.devices[a].node, b: costs.devices[b].node, activation_bytes: 0, side_gradient_bytes: 0, fill_reduce_bytes: 0, train_reduce_bytes: 0, redistribution_bytes: 0 };
+        add(links.entry((a, b)).or_insert(fresh));
+    };
+    let mode = choice.fill.mode;
+    for pair in choice.fill.stages.windows(2) {
+        let mut first = 0;
+        for &(s, sent) in &pair[0].members {
+            let mut start = 0;
+            for &(d, taken) in &pair[1].members {
+                let slots = (first + sent).min(start + taken).saturating_sub(first.max(start));
+                start += taken;
+                if slots > 0 {
+                    let tokens = f64::from(slots) * costs.options.mean_tokens;
+                    on(s, d, &|l| {
+                        l.activation_bytes += (tokens * costs.forward_token_bytes(mode)) as u64;
+                        l.side_gradient_bytes += if mode == FillMode::Hybrid { (tokens * costs.backward_token_bytes()) as u64 } else { 0 };
+                    });
+                }
+            }
+            first += sent;
+        }
+    }
+    // each of n members exchanges with every other one, in both directions, its n-th part and the n-th part of the sum
+    let reduce_bytes = |members: usize, parameters: u64| 16 * parameters / members.max(1) as u64;
+    let pairs = |members: &[(usize, u32)]| -> Vec<(usize, usize)> { members.iter().flat_map(|a| members.iter().filter(|b| a.0 < b.0).map(|b| (a.0, b.0))).collect() };
+    if mode == FillMode::Hybrid {
+        for stage in &choice.fill.stages {
+            let bytes = reduce_bytes(stage.members.len(), costs.adapter_parameters(stage.from, stage.to));
+            for (a, b) in pairs(&stage.members) {
+                on(a, b, &|l| l.fill_reduce_bytes += bytes);
+            }
+        }
+    }
+    let bytes = reduce_bytes(choice.train.members.len(), costs.adapter_parameters(0, costs.layers()));
+    for (a, b) in pairs(&choice.train.members) {
+        on(a, b, &|l| l.train_reduce_bytes += bytes);
+    }
+    for (from, to, bytes) in redistribute::moves(costs, mode, &choice.fill.stages, &choice.train) {
+        on(from, to, &|l| l.redistribution_bytes += bytes as u64);
+    }
+    links.into_values().collect()
+}
+
+/// What f16 gradients, and AllReduce after several mini-batches, would bring: the set of devices and the shortest interval
+/// at which AllReduce is at most a tenth of the time.
+fn advice(costs: &Costs, train: &TrainChoice) -> Option<ReduceAdvice> {
+    if costs.devices.len() < 2 {
+        return None;
+    }
+    let half = costs.with_gradient_bytes(2.0);
+    let choices = train_choices(&half);
+    let half_precision_step_seconds = choices.first()?.seconds;
+    let best_at = |interval: u32| {
+        let seconds = |c: &TrainChoice| c.seconds - c.reduce_seconds * (1.0 - 1.0 / f64::from(interval));
+        choices.iter().map(|c| (seconds(c), c)).min_by(|a, b| a.0.total_cmp(&b.0))
+    };
+    let intervals = (0..).map(|i| 1u32 << i).take_while(|k| *k <= LONGEST_INTERVAL);
+    let enough = |k: &u32| best_at(*k).is_some_and(|(seconds, c)| c.reduce_seconds / f64::from(*k) <= REDUCE_PART * seconds);
+    let accumulate = intervals.clone().find(enough).unwrap_or(LONGEST_INTERVAL);
+    let (accumulated_step_seconds, set) = best_at(accumulate)?;
+    if accumulated_step_seconds > WORTHWHILE * train.seconds {
+        return None;
+    }
+    let interval = if accumulate == 1 { String::new() } else { format!(", summed once per {accumulate} mini-batches (a {accumulate} times larger effective mini-batch)") };
+    let sentence = format!(
+        "With gradients sent as f16{interval}, {} would train a mini-batch in {:.3} s instead of {:.3} s; the devices do not do that yet.",
+        people(set.members.len()),
+        accumulated_step_seconds,
+        train.seconds
+    );
+    Some(ReduceAdvice { reduce_seconds: train.reduce_seconds, half_precision_step_seconds, accumulate, accumulated_step_seconds, sentence })
+}
+
+fn people(devices: usize) -> String {
+    if devices == 1 { "one device".into() } else { format!("{devices} devices") }
+}
+
+fn reason(costs: &Costs, found: &Found, d: usize) -> DeviceReason {
+    let (fill, train, device) = (&found.choice.fill, &found.choice.train, &costs.devices[d]);
+    let (mode, count) = (fill.mode, fill.stages.len());
+    let place = fill.stages.iter().enumerate().find_map(|(i, s)| s.members.iter().find(|m| m.0 == d).map(|m| (i, s, m.1)));
+    let fill_memory_bytes = place.map_or(0, |(i, s, slots)| {
+        let in_flight = costs.in_flight(mode, count - i, fill.micro_batches);
+        costs.fill_bytes(mode, (s.from, s.to), slots, in_flight, fill.micro_batches)
+    });
+    let in_train = train.members.iter().find(|m| m.0 == d).map(|m| m.1);
+    let train_memory_bytes = in_train.map_or(0, |slots| costs.train_fixed_bytes() + u64::from(slots) * costs.train_sample_bytes());
+    let speed = format!("{:.0} GFLOP/s", device.gflops);
+    let others_do_not_help = count == 1 && fill.stages[0].members.len() == 1 && costs.devices.len() > 1 && found.reference.is_some();
+    let first = match place {
+        Some(_) if others_do_not_help => format!("{} ({speed}) fills the cache alone: with the others a step would not be faster", device.name),
+        Some((_, s, _)) if count == 1 && s.members.len() == 1 => format!("{} ({speed}) holds all {} layers", device.name, s.to),
+        Some((i, s, slots)) => {
+            let share = if s.members.len() > 1 { format!(" for {slots} of {} samples", costs.batch) } else { String::new() };
+            let (used, budget) = (human_bytes(fill_memory_bytes), human_bytes(device.memory_budget_bytes));
+            format!("{} ({speed}) holds layers {}–{}{share} as stage {} of {count}, {used} of its {budget}", device.name, s.from + 1, s.to, i + 1)
+        }
+        None if costs.cache_slot_bytes(1, 2) > device.storage_budget_bytes => {
+            format!("{} holds no layers: the {} it offers to store are too few for a layer's part of the cache", device.name, human_bytes(device.storage_budget_bytes))
+        }
+        None if costs.holds_a_layer(d) => format!("{} ({speed}) holds no layers: it would slow the others down", device.name),
+        None => format!("{} holds no layers: its {} of memory take none beside the others", device.name, human_bytes(device.memory_budget_bytes)),
+    };
+    let second = match in_train {
+        Some(slots) => format!("then trains {slots} of {} samples from the cache", costs.batch),
+        None if costs.train_slots(d) == 0 => "then rests: it has too little memory or storage for a share of the cache".to_owned(),
+        None => "then rests: exchanging gradients with it would take longer than it saves".to_owned(),
+    };
+    DeviceReason { node: device.node, reason: format!("{first}; {second}."), fill_memory_bytes, train_memory_bytes }
+}
