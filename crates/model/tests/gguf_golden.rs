@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// (folder, architecture).
-const FOLDERS: [(&str, &str); 4] = [("llama-gqa", "llama"), ("llama3-rope-scaled", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
+const FOLDERS: [(&str, &str); 5] = [("llama-gqa", "llama"), ("llama3-rope-scaled", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("gemma3", "gemma3")];
 
 /// A GGUF file in the making: f32 tensors only.
 #[derive(Default)]

@@ -129,10 +129,7 @@ fn even_plan(layers: u32, devices: u32, stages: u32, batch: u32) -> Plan {
             .collect(),
         micro_batches: if stages == 1 { 1 } else { (4 * stages).min(batch / group) },
         train: (0..devices).map(|i| StageMember { node: node(i), slots: slots(i, devices) }).collect(),
-        fill_step_seconds: 0.0,
-        train_step_seconds: 0.0,
-        single_device_fill_step_seconds: 0.0,
-        reasons: Vec::new(),
+        ..Plan::default()
     }
 }
 

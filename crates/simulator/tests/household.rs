@@ -53,14 +53,8 @@ fn one_device_does_the_whole_run_alone() {
 
 #[test]
 fn a_cache_may_be_filled_by_forward_passes_and_all_epochs_trained_from_it() {
-    let mut start = run_start(4, 22, 5, 4, 3);
-    (start.plan.min_stages, start.plan.use_all_nodes, start.plan.fill) = (2, true, FillWish::ForwardOnly);
-    start.wait_for_nodes = 3;
-    let mut world = World::new(2, start, vec![Spec::laptop(), Spec::laptop(), Spec::laptop()]);
-    for device in 0..3 {
-        world.at(device * 100 * MILLI, Act::On(device as usize));
-    }
-    world.at(SECOND, Act::Start);
+    let mut world = household(2, vec![laptop(), laptop(), laptop()], 2);
+    world.start.plan.fill = FillWish::ForwardOnly;
     finish(&mut world);
     all_recorded(&world);
     let began = |wanted: PhaseKind| world.progress.iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase, .. } if *phase == wanted)).count();
