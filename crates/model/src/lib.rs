@@ -3,6 +3,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
+#[cfg(feature = "tokenizers")]
+pub mod chat;
 mod config;
 #[cfg(feature = "tokenizers")]
 pub mod dataset;
@@ -10,12 +12,15 @@ mod error;
 #[cfg(not(target_arch = "wasm32"))]
 mod folder;
 mod manifest;
+pub mod metrics;
 pub mod names;
 mod tensors;
 #[cfg(feature = "tokenizers")]
 pub mod tokenizer;
 
 pub use batch::TokenSample;
+#[cfg(feature = "tokenizers")]
+pub use chat::ChatTemplate;
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SUPPORTED_MODEL_TYPES};
 pub use error::ModelError;
 #[cfg(not(target_arch = "wasm32"))]
