@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use barycenter_engine::generate::{GenerateOptions, generate};
-use barycenter_engine::llama::LlamaStage;
+use barycenter_engine::backbone::Backbone;
 use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::{Device, create_backend};
@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let device = create_backend(options.device.into()).await?;
         let config = ModelConfig::from_folder(&options.model)?;
         let tokenizer = TextTokenizer::from_folder(&options.model, &config)?;
-        let model = LlamaStage::load(&device, &config, &mut FolderTensors::open(&options.model)?, &Parts::all(&config))?;
+        let model = Backbone::load(&device, &config, &mut FolderTensors::open(&options.model)?, &Parts::all(&config))?;
         let prompts = [tokenizer.encode_prompt(&options.prompt)?];
         let limits = GenerateOptions { max_new_tokens: options.max_new_tokens, stop: config.eos.clone() };
         let base = generate(&model, None, &prompts, &limits, &no_yield()).await?;

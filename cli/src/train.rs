@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use barycenter_core::order::SampleOrder;
 use barycenter_core::schedule;
 use barycenter_engine::generate::{GenerateOptions, generate};
-use barycenter_engine::llama::LlamaStage;
+use barycenter_engine::backbone::Backbone;
 use barycenter_engine::optim::AdamWConfig;
 use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
@@ -157,7 +157,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let layout = SideLayout::whole(&config, &side_config)?;
         let side = Side::new(&device, layout.clone(), &flat_from_named(&layout, |name| tensors.get(name).cloned())?)?;
         drop(runtime);
-        let model = LlamaStage::load(&device, &config, &mut weights, &Parts::all(&config))?;
+        let model = Backbone::load(&device, &config, &mut weights, &Parts::all(&config))?;
         let (before, example_base) = answers(&model, None, &data, &tokenizer, &config, options.exact_match_rows).await?;
         let (after, example_tuned) = answers(&model, Some(&side), &data, &tokenizer, &config, options.exact_match_rows).await?;
         println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
@@ -257,7 +257,7 @@ async fn evaluate(runtime: &mut StageRuntime, data: &Data, cache: &[Entries], ba
 }
 
 /// Share of held-out rows answered exactly, and the first answer.
-pub(crate) async fn answers(model: &LlamaStage, side: Option<&Side>, data: &Data, tokenizer: &TextTokenizer, config: &ModelConfig, rows: usize) -> Result<(f64, String)> {
+pub(crate) async fn answers(model: &Backbone, side: Option<&Side>, data: &Data, tokenizer: &TextTokenizer, config: &ModelConfig, rows: usize) -> Result<(f64, String)> {
     let rows: Vec<&Row> = data.rows[data.train..].iter().take(rows).collect();
     let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.prompt)).collect::<Result<Vec<_>, _>>()?;
     let limits = GenerateOptions { max_new_tokens: 96, stop: config.eos.clone() };

@@ -2,24 +2,24 @@
 
 use anyhow::Result;
 use barycenter_engine::create_backend;
-use barycenter_engine::verify::verify;
+use barycenter_engine::verify::{PARTS, verify};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What a reference of the network's outputs is held to: f32 in another order of summation.
 const GOLDEN_TOLERANCE: f64 = 1e-4;
 /// What a reference of a training run is held to: twelve steps let differences grow.
-const PAC_TOLERANCE: f64 = 1e-3;
+const RUN_TOLERANCE: f64 = 1e-3;
 
 /// Options of `barycenter verify`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Model folder with golden.safetensors and, where present, pac.safetensors.
+    /// Model folder with golden.safetensors, pac.safetensors or lora.safetensors.
     folder: PathBuf,
     /// Which back end computes.
     #[arg(long, default_value = "cpu")]
     device: crate::Device,
-    /// Largest relative error that passes (default: 1e-4 for golden, 1e-3 for pac).
+    /// Largest relative error that passes (default: 1e-4 for golden, 1e-3 for the training runs).
     #[arg(long)]
     tolerance: Option<f64>,
 }
@@ -33,12 +33,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })?;
     let mut passed = true;
     for tensor in &report.tensors {
-        let tolerance = options.tolerance.unwrap_or(if tensor.part == "golden" { GOLDEN_TOLERANCE } else { PAC_TOLERANCE });
+        let tolerance = options.tolerance.unwrap_or(if tensor.part == "golden" { GOLDEN_TOLERANCE } else { RUN_TOLERANCE });
         let ok = tensor.relative_error <= tolerance;
         passed &= ok;
         println!("{:<7} {:<48} {:.2e}{}", tensor.part, tensor.name, tensor.relative_error, if ok { "" } else { "  ABOVE TOLERANCE" });
     }
-    for part in ["golden", "pac"] {
+    for part in PARTS {
         if let Some(worst) = report.worst(part) {
             println!("largest relative error, {part}: {:.2e} ({})", worst.relative_error, worst.name);
         }

@@ -8,7 +8,7 @@ use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::train_full::{FullTrainer, FullTraining};
 use barycenter_model::dataset::{Row, TooLong, tokenise};
-use barycenter_model::{Family, ModelConfig, RawTensor, RopeConfig, RopeScaling, TextTokenizer, TokenSample};
+use barycenter_model::{Family, ModelConfig, Positions, RawTensor, RopeConfig, RopeScaling, TextTokenizer, TokenSample};
 use rand_pcg::Pcg64Mcg;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -35,7 +35,6 @@ pub struct Pretraining {
 pub fn config(vocabulary: usize) -> ModelConfig {
     let layers = 6;
     ModelConfig {
-        family: Family::Llama,
         width: 192,
         layers,
         heads: 6,
@@ -45,16 +44,12 @@ pub fn config(vocabulary: usize) -> ModelConfig {
         // A multiple of 64 keeps rows of packed pairs and kernels' tiles whole.
         vocab: vocabulary.next_multiple_of(64),
         norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default },
+        positions: Positions::Rotary { rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default }, local: None },
         tied_head: true,
-        attention_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
         windows: vec![0; layers],
         max_positions: CONTEXT,
-        bos: None,
         eos: vec![0],
+        ..ModelConfig::blank(Family::Llama)
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use barycenter_core::order::SampleOrder;
 use barycenter_engine::Device;
 use barycenter_engine::generate::{GenerateOptions, generate};
-use barycenter_engine::llama::LlamaStage;
+use barycenter_engine::backbone::Backbone;
 use barycenter_engine::optim::{AdamWConfig, LinearSchedule, clip_factor};
 use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
@@ -76,7 +76,7 @@ pub async fn tune(device: &Device, folder: &Path, recommendation: &Recommendatio
     let mut weights = FolderTensors::open(folder)?;
     let train = Part::read(folder, "train.jsonl", &tokenizer, config.max_positions)?;
     let held_out = Part::read(folder, "heldout.jsonl", &tokenizer, config.max_positions)?;
-    let model = LlamaStage::load(device, &config, &mut weights, &Parts::all(&config))?;
+    let model = Backbone::load(device, &config, &mut weights, &Parts::all(&config))?;
     let exact_match_before = answer(&model, None, &tokenizer, &held_out, false).await?;
     println!("before: {:.0} % of the held-out commands", 100.0 * exact_match_before);
 
@@ -138,7 +138,7 @@ pub async fn tune(device: &Device, folder: &Path, recommendation: &Recommendatio
 }
 
 /// Share of prompts answered exactly; with `show`, prints what was answered wrongly.
-async fn answer(model: &LlamaStage, side: Option<&Side>, tokenizer: &TextTokenizer, part: &Part, show: bool) -> Result<f64> {
+async fn answer(model: &Backbone, side: Option<&Side>, tokenizer: &TextTokenizer, part: &Part, show: bool) -> Result<f64> {
     let prompts = part.rows.iter().map(|row| tokenizer.encode_prompt(&row.prompt)).collect::<Result<Vec<_>, _>>()?;
     let options = GenerateOptions { max_new_tokens: 64, stop: tokenizer.eos().to_vec() };
     let answers = generate(model, side, &prompts, &options, &no_yield()).await?;

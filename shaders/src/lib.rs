@@ -22,17 +22,22 @@ macro_rules! kernels {
 }
 
 kernels![
+    "activate",
+    "activate_grad",
     "adam_w",
     "add",
     "add_bias",
     "arg_max",
     "attention",
+    "attention_grad_bias",
     "attention_grad_delta",
     "attention_grad_kv",
     "attention_grad_q",
     "axpy",
+    "center_rows",
     "column_sum",
     "copy",
+    "copy_columns",
     "embed",
     "embed_grad",
     "fill",
@@ -49,8 +54,6 @@ kernels![
     "scale_rows",
     "scaled_add",
     "scatter_rows",
-    "silu_mul",
-    "silu_mul_grad",
     "softmax_grad",
     "softmax_loss",
     "softmax_stats",
@@ -153,12 +156,17 @@ mod tests {
         for name in ["attention", "attention_grad_q", "attention_grad_kv"] {
             for pad in [8, 16, 32, 64, 128, 256] {
                 let block = if pad == 256 { 4 } else { 8 };
-                let constants = [("HEAD_PAD", pad), ("VEC4", 1), ("QUERIES", block), ("KEYS", block)];
+                let constants = [("HEAD_PAD", pad), ("VEC4", 1), ("BIAS", 1), ("QUERIES", block), ("KEYS", block)];
                 validate(name, &kernel(name).unwrap().source_with(&constants));
             }
         }
-        for name in ["rms_norm", "rms_norm_grad", "tap_scale"] {
+        for name in ["center_rows", "rms_norm", "rms_norm_grad", "tap_scale"] {
             validate(name, &kernel(name).unwrap().source_with(&[("LANES", 8)]));
+        }
+        for name in ["activate", "activate_grad"] {
+            for activation in 0..6 {
+                validate(name, &kernel(name).unwrap().source_with(&[("ACTIVATION", activation), ("GATED", activation % 2)]));
+            }
         }
         validate("rope", &kernel("rope").unwrap().source_with(&[("IN_PLACE", 1)]));
         for dtype in 1..3 {

@@ -3,6 +3,7 @@
 // table: [segments, 4] u32 (q_start, q_end, k_start, k_end): a query sees keys of its own segment only.
 // causal: query i of a segment stands at key position i + (keys - queries of the segment).
 // window: only the last so many of the keys it could see, 0 = all.
+// BIAS: the score gets bias[bias_zero + j - i, h] besides, i and j being positions of the segment.
 // out and lse are overwritten.
 //
 // Online softmax, no scores stored: a workgroup of 64 invocations takes 8 neighbouring queries of one head and walks
@@ -14,6 +15,7 @@ struct Params {
     k_at: u32,
     v_at: u32,
     table_at: u32,
+    bias_at: u32,
     out_at: u32,
     lse_at: u32,
     heads: u32,
@@ -26,6 +28,7 @@ struct Params {
     queries: u32,
     keys: u32,
     first_block: u32,
+    bias_zero: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,13 +36,16 @@ struct Params {
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> v: array<f32>;
 @group(0) @binding(4) var<storage, read> table: array<u32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
-@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read_write> out: array<f32>;
+@group(0) @binding(7) var<storage, read_write> lse: array<f32>;
 
 // head_dim rounded up to a power of two, 8 .. 256.
 const HEAD_PAD: u32 = 64u;
 // Offsets and head_dim are multiples of four: whole vec4 are read.
 const VEC4: u32 = 0u;
+// Whether bias is bound.
+const BIAS: u32 = 0u;
 // While rows of values are summed, LANES invocations stand side by side on the columns of a head (COLS columns each);
 // the GROUPS of them take PER queries each.
 const LANES: u32 = min(64u, HEAD_PAD);
@@ -159,7 +165,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let query = first + i;
                 let seen = j < end && query >= q_start && query < min(q_end, last)
                     && sees(i32(query) - i32(q_start), j, shift, keys);
-                p_tile[i * 64u + lane] = select(NOTHING, scores[i], seen);
+                var score = scores[i];
+                if BIAS == 1u && seen {
+                    let distance = i32(params.bias_zero) + j - shift - i32(query - q_start);
+                    score += bias[params.bias_at + u32(distance) * params.heads + head];
+                }
+                p_tile[i * 64u + lane] = select(NOTHING, score, seen);
             }
             workgroupBarrier();
 

@@ -25,6 +25,7 @@ struct Params {
     queries: u32,
     keys: u32,
     first_block: u32,
+    bias_zero: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -41,6 +42,8 @@ struct Params {
 const HEAD_PAD: u32 = 64u;
 // Offsets and head_dim are multiples of four: whole vec4 are read.
 const VEC4: u32 = 0u;
+// Whether stats goes on with the bias [2 * bias_zero + 1, heads].
+const BIAS: u32 = 0u;
 // 8, or 4 where HEAD_PAD = 256 would overflow workgroup memory.
 const KEYS: u32 = 8u;
 // While rows of values are summed, LANES invocations stand side by side on the columns of a head (COLS columns each);
@@ -201,7 +204,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     var p = 0.0;
                     if i < end && key >= k_start && key < min(k_end, last)
                         && sees(i, i32(key) - i32(k_start), shift, keys) {
-                        p = exp(scores[j] - lse);
+                        var score = scores[j];
+                        if BIAS == 1u {
+                            let distance = i32(params.bias_zero) + i32(key - k_start) - shift - i;
+                            score += stats[params.stats_at + 2u * params.queries * params.heads + u32(distance) * params.heads + head];
+                        }
+                        p = exp(score - lse);
                     }
                     p_tile[j * 64u + lane] = p;
                     ds_tile[j * 64u + lane] = p * (slopes[j] - delta) * params.scale;

@@ -22,6 +22,7 @@ struct Params {
     queries: u32,
     keys: u32,
     first_block: u32,
+    bias_zero: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -37,6 +38,8 @@ struct Params {
 const HEAD_PAD: u32 = 64u;
 // Offsets and head_dim are multiples of four: whole vec4 are read.
 const VEC4: u32 = 0u;
+// Whether stats goes on with the bias [2 * bias_zero + 1, heads].
+const BIAS: u32 = 0u;
 // 8, or 4 where HEAD_PAD = 256 would overflow workgroup memory.
 const QUERIES: u32 = 8u;
 // While rows of values are summed, LANES invocations stand side by side on the columns of a head (COLS columns each);
@@ -188,7 +191,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 if j < end && query >= q_start && query < min(q_end, last)
                     && sees(i32(query) - i32(q_start), j, shift, keys) {
                     let at = params.stats_at + (query * params.heads + head) * 2u;
-                    ds = exp(scores[i] - stats[at]) * (slopes[i] - stats[at + 1u]) * params.scale;
+                    var score = scores[i];
+                    if BIAS == 1u {
+                        let distance = i32(params.bias_zero) + j - shift - i32(query - q_start);
+                        score += stats[params.stats_at + 2u * params.queries * params.heads + u32(distance) * params.heads + head];
+                    }
+                    ds = exp(score - stats[at]) * (slopes[i] - stats[at + 1u]) * params.scale;
                 }
                 ds_tile[i * 64u + lane] = ds;
             }

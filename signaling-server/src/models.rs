@@ -113,9 +113,10 @@ fn inspect(folder: &Path, info: &mut ModelInfo) -> Result<ModelConfig, ModelErro
     info.layers = config.layers as u32;
     info.width = config.width as u32;
     info.max_positions = config.max_positions as u32;
-    let weights = FolderTensors::open(folder)?;
+    let mut weights = FolderTensors::open(folder)?;
     let parts = names::Parts::all(&config);
     names::check(&config, &parts, &weights)?;
+    names::check_tied_head(&config, &mut weights)?;
     info.bytes = parts.parameters(&config).iter().filter_map(|p| weights.entry(&p.name)).map(|entry| entry.len_bytes()).sum();
     if !folder.join("tokenizer.json").is_file() {
         return Err(ModelError::MissingFile { folder: folder.display().to_string(), file: "tokenizer.json".into() });

@@ -9,15 +9,18 @@ use barycenter_protocol::plan::ModelCost;
 pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, String> {
     let k = reduction as usize;
     let divides = |size: usize| k > 0 && size.is_multiple_of(k);
-    let even_head = |size: usize| divides(size) && (size / k).is_multiple_of(2);
+    // Heads that are rotated are rotated in pairs.
+    let pair = if config.rope(0).is_some() { 2 } else { 1 };
+    let even_head = |size: usize| divides(size) && (size / k).is_multiple_of(pair);
     if !(divides(config.width) && even_head(config.head_dim) && divides(config.ffn_width)) {
         let possible: Vec<String> = (1..=64usize)
-            .filter(|k| config.width.is_multiple_of(*k) && config.head_dim.is_multiple_of(2 * k) && config.ffn_width.is_multiple_of(*k))
+            .filter(|k| config.width.is_multiple_of(*k) && config.head_dim.is_multiple_of(pair * k) && config.ffn_width.is_multiple_of(*k))
             .map(|k| k.to_string())
             .collect();
         let (width, head, ffn) = (config.width, config.head_dim, config.ffn_width);
         return Err(format!(
-            "the reduction {reduction} does not divide the model's width {width}, head size {head} (into even parts) and feed-forward size {ffn}: choose one of {}",
+            "the reduction {reduction} does not divide the model's width {width}, head size {head}{} and feed-forward size {ffn}: choose one of {}",
+            if pair == 2 { " (into even parts)" } else { "" },
             possible.join(", ")
         ));
     }
@@ -44,7 +47,9 @@ pub fn adapter_parameters(config: &ModelConfig, reduction: u32) -> Result<Vec<Pa
             add(format!("side.layers.{layer}.{name}"), shape);
         }
     }
-    add("side.norm.weight".into(), vec![r]);
+    for (name, shape) in names::norm_shapes(&side, Some("side.norm"), r) {
+        add(name, shape);
+    }
     add("side.up.weight".into(), vec![width, r]);
     add("side.up.bias".into(), vec![width]);
     Ok(list)

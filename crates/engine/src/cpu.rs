@@ -137,36 +137,50 @@ fn execute(slab: &mut Slab, op: &Op) {
                 rows::rope(s.f32(x, len), s.u32(positions, n(tokens)), inv_freq, out, n(heads), scale, inverse);
             });
         }
-        Op::Attention { q, k, v, table, out, lse, shape } => {
+        Op::Attention { q, k, v, table, bias, out, lse, shape } => {
             let (len, kv_len) = attention::lengths(&shape);
             slab.write2((out, len), (lse, n(shape.queries) * n(shape.heads)), |s, out, lse| {
-                let table = s.u32(table, 4 * n(shape.segments));
-                attention::attention(s.f32(q, len), s.f32(k, kv_len), s.f32(v, kv_len), table, out, lse, &shape);
+                let bias = bias.map(|bias| s.f32(bias, attention::bias_len(&shape)));
+                let inputs = attention::Inputs { q: s.f32(q, len), k: s.f32(k, kv_len), v: s.f32(v, kv_len), table: s.u32(table, 4 * n(shape.segments)), bias };
+                attention::attention(&inputs, out, lse, &shape);
             });
         }
-        Op::AttentionGrad { q, k, v, table, out, lse, dout, delta, dq, dk, dv, shape } => {
+        Op::AttentionGrad { q, k, v, table, out, lse, dout, delta, bias, dq, dk, dv, dbias, shape } => {
             let (len, kv_len) = attention::lengths(&shape);
             let rows = n(shape.queries) * n(shape.heads);
+            let mut bias_gradient = vec![0f32; if dbias.is_some() { attention::bias_len(&shape) } else { 0 }];
             slab.write4((delta, rows), (dq, len), (dk, kv_len), (dv, kv_len), |s, delta, dq, dk, dv| {
-                let forward = attention::Forward {
-                    q: s.f32(q, len),
-                    k: s.f32(k, kv_len),
-                    v: s.f32(v, kv_len),
-                    table: s.u32(table, 4 * n(shape.segments)),
-                    out: s.f32(out, len),
-                    lse: s.f32(lse, rows),
-                };
-                attention::attention_grad(&forward, s.f32(dout, len), delta, dq, dk, dv, &shape);
+                let bias = bias.map(|bias| s.f32(bias, attention::bias_len(&shape)));
+                let inputs = attention::Inputs { q: s.f32(q, len), k: s.f32(k, kv_len), v: s.f32(v, kv_len), table: s.u32(table, 4 * n(shape.segments)), bias };
+                let forward = attention::Forward { inputs, out: s.f32(out, len), lse: s.f32(lse, rows) };
+                let grads = attention::Gradients { delta, dq, dk, dv, dbias: &mut bias_gradient };
+                attention::attention_grad(&forward, s.f32(dout, len), grads, &shape);
             });
+            if let Some(dbias) = dbias {
+                slab.write(dbias, bias_gradient.len(), |_, dbias| dbias.copy_from_slice(&bias_gradient));
+            }
         }
-        Op::SiluMul { gate, up, out, len } => {
-            slab.write(out, n(len), |s, out| elementwise::silu_mul(s.f32(gate, n(len)), s.f32(up, n(len)), out));
+        Op::Activate { activation, x, up, out, len } => slab.write(out, n(len), |s, out| {
+            elementwise::activate(activation, s.f32(x, n(len)), up.map(|up| s.f32(up, n(len))), out);
+        }),
+        Op::ActivateGrad { activation, x, up, dout, dx, dup, len } => {
+            let len = n(len);
+            match (up, dup) {
+                (Some(up), Some(dup)) => slab.write2((dx, len), (dup, len), |s, dx, dup| {
+                    elementwise::activate_grad(activation, s.f32(x, len), Some(s.f32(up, len)), s.f32(dout, len), dx, dup);
+                }),
+                _ => slab.write(dx, len, |s, dx| {
+                    elementwise::activate_grad(activation, s.f32(x, len), None, s.f32(dout, len), dx, &mut []);
+                }),
+            }
         }
-        Op::SiluMulGrad { gate, up, dout, dgate, dup, len } => {
-            slab.write2((dgate, n(len)), (dup, n(len)), |s, dgate, dup| {
-                elementwise::silu_mul_grad(s.f32(gate, n(len)), s.f32(up, n(len)), s.f32(dout, n(len)), dgate, dup);
-            });
-        }
+        Op::CenterRows { x, out, rows, cols, accumulate } => slab.write(out, n(rows) * n(cols), |s, out| {
+            norm::center_rows(s.f32(x, n(rows) * n(cols)), out, n(cols), accumulate);
+        }),
+        Op::CopyColumns { src, dst, rows, cols, src_stride, dst_stride, accumulate } => slab.write_to_end(dst, |s, dst| {
+            let strides = (n(src_stride), n(dst_stride));
+            rows::copy_columns(s.f32_to_end(src), dst, (n(rows), n(cols)), strides, accumulate);
+        }),
         Op::TapScale { x, out, rho, rows, cols } => {
             let len = n(rows) * n(cols);
             slab.write2((out, len), (rho, n(rows)), |s, out, rho| norm::tap_scale(s.f32(x, len), out, rho));

@@ -40,6 +40,21 @@ pub enum EngineError {
         /// Its shape by the configuration.
         expected: Vec<usize>,
     },
+    /// LoRA on what the model does not have.
+    #[error("LoRA cannot be set up: {0}")]
+    BadLora(String),
+    /// Bottleneck adapters that the model has no place for.
+    #[error("bottleneck adapters cannot be set up: {0}")]
+    BadBottleneck(String),
+    /// An adapter that no GGUF file can hold.
+    #[error("the adapter cannot be written as GGUF: {0}")]
+    NotForGguf(String),
+    /// Training or decoding with a family for which it is not there.
+    #[error("models of the family `{model_type}` can be verified here, but not yet trained or decoded: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2")]
+    NotADecoder {
+        /// What `model_type` says.
+        model_type: &'static str,
+    },
     /// A token id outside the vocabulary, a sequence without tokens, a label outside its sequence.
     #[error("a micro-batch is not usable: {0}")]
     BadBatch(String),

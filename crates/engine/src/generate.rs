@@ -1,7 +1,7 @@
 //! Greedy decoding with a key/value cache, a batch of prompts at once, by the base model or with its side network.
 
 use crate::EngineError;
-use crate::llama::{Keys, LlamaStage};
+use crate::backbone::{Backbone, Keys};
 use crate::loss::greedy;
 use crate::packed::{MicroBatch, Sequence, attention_shape};
 use crate::side::Side;
@@ -27,7 +27,7 @@ pub struct GenerateOptions {
 /// If a prompt is empty, too long for the model, or has a token outside the vocabulary; if `model` is not whole; if
 /// the device fails.
 pub async fn generate(
-    model: &LlamaStage,
+    model: &Backbone,
     side: Option<&Side>,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
@@ -55,7 +55,7 @@ pub async fn generate(
 
 /// Caches of a batch of prompts.
 struct Decoder<'a> {
-    model: &'a LlamaStage,
+    model: &'a Backbone,
     side: Option<&'a Side>,
     device: Device,
     layers: Vec<LayerCache>,
@@ -80,9 +80,9 @@ struct Active {
 }
 
 impl<'a> Decoder<'a> {
-    fn new(model: &'a LlamaStage, side: Option<&'a Side>, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<Self, EngineError> {
-        let head = model.head.as_ref().ok_or_else(not_whole)?;
-        let device = head.norm.value.device().clone();
+    fn new(model: &'a Backbone, side: Option<&'a Side>, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<Self, EngineError> {
+        Backbone::check_decoder(&model.config)?;
+        let device = model.device().clone();
         let mut rows = 0;
         let starts = prompts.iter().map(|prompt| {
             let start = rows;
@@ -106,7 +106,7 @@ impl<'a> Decoder<'a> {
         }
         let sequences: Vec<_> = prompts.iter().map(|ids| Sequence { ids: ids.clone(), labels: Vec::new() }).collect();
         let batch = MicroBatch::pack(&sequences);
-        batch.check(self.model.config.vocab)?;
+        batch.check(&self.model.config)?;
         let mut chosen = self.prefill(&batch, hook).await?;
         let start = |(prompt, ids): (usize, &Vec<u32>)| Active { prompt, len: ids.len(), last: 0 };
         let mut active: Vec<_> = prompts.iter().enumerate().map(start).collect();
@@ -170,21 +170,21 @@ impl<'a> Decoder<'a> {
     /// The likeliest next token behind `rows` (all rows if not given).
     async fn pass(&self, pass: &Pass, rows: Option<&Tensor>) -> Result<Vec<u32>, EngineError> {
         let tape = Tape::computing(&self.device);
-        let mut x = tape.embed(self.model.embedding.as_ref().ok_or_else(not_whole)?, &pass.ids);
+        let mut x = self.model.embeddings.as_ref().ok_or_else(not_whole)?.apply(&tape, &pass.ids, &pass.positions, None);
         let gather = |x: &Var| rows.map_or_else(|| x.clone(), |rows| tape.gather_rows(x, rows));
         let mut a = match self.side {
             Some(side) => Some((side, side.start(&tape, &tape.tap_scale(&x.value).0)?)),
             None => None,
         };
         for (index, cache) in self.layers.iter().enumerate() {
-            let mut keys = pass.keys(cache, &self.model.config, self.model.config.window(index));
-            x = self.model.layer_with(&tape, index, &x, &pass.positions, &mut keys);
+            let mut keys = pass.keys(cache, &self.model.config, index);
+            x = self.model.layer_with(&tape, index, &x, &pass.positions, &mut keys)?;
             if let Some((side, a)) = &mut a
                 && let Some(step) = side.layout.step_after_layer(index)
             {
                 let tap = tape.tap_scale(&x.value).0;
-                let mut keys = pass.keys(&self.steps[step - 1], side.model(), side.layout.window(step));
-                *a = side.step_with(&tape, step, a, &tap, &pass.positions, &mut keys);
+                let mut keys = pass.keys(&self.steps[step - 1], side.model(), side.layout.layer(step));
+                *a = side.step_with(&tape, step, a, &tap, &pass.positions, &mut keys)?;
             }
             self.device.submit();
         }
@@ -213,9 +213,9 @@ struct Pass {
 }
 
 impl Pass {
-    fn keys<'a>(&'a self, cache: &'a LayerCache, config: &ModelConfig, window: usize) -> CachedKeys<'a> {
-        let shape = attention_shape(config, window, self.segments, self.ids.len() as u32, self.keys as u32);
-        CachedKeys { pass: self, cache, context: AttentionContext { table: self.table.clone(), shape } }
+    fn keys<'a>(&'a self, cache: &'a LayerCache, config: &ModelConfig, layer: usize) -> CachedKeys<'a> {
+        let shape = attention_shape(config, layer, self.segments, self.ids.len() as u32, self.keys as u32);
+        CachedKeys { pass: self, cache, context: AttentionContext { table: self.table.clone(), bias: None, shape } }
     }
 }
 

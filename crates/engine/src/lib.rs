@@ -1,14 +1,16 @@
 //! Tensors, reverse-mode differentiation, the WebGPU and CPU back ends, adapters, optimiser and cache.
 
 mod backend;
+pub mod backbone;
 pub mod bench;
+pub mod bottleneck;
 pub mod cache_entry;
 mod choose;
 pub mod cpu;
 mod error;
 pub mod generate;
 pub mod gpu;
-pub mod llama;
+pub mod lora;
 pub mod loss;
 #[allow(missing_docs, reason = "the formula of each operation names its fields")]
 pub mod op;
@@ -20,6 +22,7 @@ pub mod stage;
 pub mod tape;
 pub mod tensor;
 pub mod train_full;
+pub mod tune;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod verify;
 

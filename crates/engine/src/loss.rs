@@ -1,6 +1,6 @@
 //! Cross-entropy at labelled positions, the head taken in vocabulary chunks: `[tokens × vocab]` never exists.
 
-use crate::llama::{Head, Shards};
+use crate::backbone::Head;
 use crate::op::{Layout, Op};
 use crate::tape::{Tape, Var, product};
 use crate::tensor::{Device, Tensor};
@@ -30,12 +30,12 @@ impl RowLosses {
 /// If the tape records, the gradients of `factor · Σ loss` are found at once, chunk by chunk, and put where a
 /// backward pass starts: the chunks' logits are computed a second time instead of being kept.
 pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, factor: f32) -> RowLosses {
-    let x = tape.rms_norm(hidden, &head.norm, head.eps);
+    let x = head.input(tape, hidden);
     let rows = classes.len();
     let device = tape.device();
     let max = Tensor::full(device, &[rows], LOWEST);
     let [sum, target] = [(); 2].map(|()| Tensor::zeros(device, &[rows]));
-    let chunks = chunks(&head.shards, rows);
+    let chunks = chunks(head, rows);
     let mut kept = None;
     for chunk in &chunks {
         let logits = chunk.logits(device, &x.value);
@@ -76,6 +76,9 @@ pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, f
             });
             product(&logits, &chunk.weight, &dx, chunk.weight.rows(), Layout::Nn, index + 1 < chunks.len());
             chunk.var.add_weight_gradient(chunk.first_row, &logits, &x.value);
+            if let Some(bias) = &head.bias {
+                bias.add_bias_part_gradient(chunk.first_class, &logits);
+            }
         }
         x.add_gradient(dx);
     }
@@ -84,18 +87,18 @@ pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, f
 
 /// Logits `[rows, vocab]` of a few rows: for tests and for printing; training never asks for them.
 pub fn logits(tape: &Tape, head: &Head, hidden: &Var) -> Vec<Tensor> {
-    let x = tape.rms_norm(hidden, &head.norm, head.eps);
-    chunks(&head.shards, x.value.rows()).iter().map(|chunk| chunk.logits(tape.device(), &x.value)).collect()
+    let x = head.input(tape, hidden);
+    chunks(head, x.value.rows()).iter().map(|chunk| chunk.logits(tape.device(), &x.value)).collect()
 }
 
 /// The likeliest class of each row of `hidden`, u32 `[rows]`; ties go to the lower class.
 pub fn greedy(tape: &Tape, head: &Head, hidden: &Var) -> Tensor {
-    let x = tape.rms_norm(hidden, &head.norm, head.eps);
+    let x = head.input(tape, hidden);
     let rows = x.value.rows();
     let device = tape.device();
     let best_value = Tensor::full(device, &[rows], LOWEST);
     let best_index = Tensor::zeros(device, &[rows]);
-    for chunk in chunks(&head.shards, rows) {
+    for chunk in chunks(head, rows) {
         let logits = chunk.logits(device, &x.value);
         logits.run(Op::ArgMax {
             logits: logits.slice(),
@@ -115,27 +118,35 @@ struct Chunk<'a> {
     weight: Tensor,
     first_row: usize,
     first_class: usize,
+    /// `[classes of the chunk]`.
+    bias: Option<Tensor>,
 }
 
 impl Chunk<'_> {
     fn logits(&self, device: &Device, x: &Tensor) -> Tensor {
         let logits = Tensor::empty(device, &[x.rows(), self.weight.rows()]);
         product(x, &self.weight, &logits, x.cols(), Layout::Nt, false);
+        if let Some(bias) = &self.bias {
+            let (rows, cols) = (logits.rows() as u32, logits.cols() as u32);
+            logits.run(Op::AddBias { y: logits.slice(), bias: bias.slice(), rows, cols });
+        }
         logits
     }
 }
 
-fn chunks(shards: &Shards, rows: usize) -> Vec<Chunk<'_>> {
+fn chunks(head: &Head, rows: usize) -> Vec<Chunk<'_>> {
     let classes = (CHUNK_LOGITS / rows.max(1)).max(MIN_CHUNK_CLASSES);
     let mut list = Vec::new();
-    for (var, first) in shards {
+    for (var, first) in &head.shards {
         let (shard_rows, width) = (var.value.rows(), var.value.cols());
         // Chunks of equal size, even, so that a packed shard is cut at whole words.
         let count = shard_rows.div_ceil(classes).max(1);
         let step = shard_rows.div_ceil(count).next_multiple_of(2);
         for first_row in (0..shard_rows).step_by(step) {
             let weight = var.value.part(first_row * width, &[step.min(shard_rows - first_row), width]);
-            list.push(Chunk { var, weight, first_row, first_class: first + first_row });
+            let first_class = first + first_row;
+            let bias = head.bias.as_ref().map(|bias| bias.value.part(first_class, &[weight.rows()]));
+            list.push(Chunk { var, weight, first_row, first_class, bias });
         }
     }
     list

@@ -10,6 +10,8 @@
 //! - A [`Slice`] is a buffer and an offset in elements of the tensor's dtype (a packed offset is even).
 //! - "accumulate" adds to what is there; everything else overwrites its output completely.
 
+pub use barycenter_model::Activation;
+
 /// Handle of a buffer owned by a back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u32);
@@ -72,6 +74,8 @@ pub struct AttentionShape {
     pub head_dim: u32,
     /// Multiplies q·k before the softmax.
     pub scale: f32,
+    /// Where scores get a bias by distance: its row of distance 0 (of `2 · bias_zero + 1` rows); else 0.
+    pub bias_zero: u32,
     /// Whether a query sees only keys at or before its own position.
     pub causal: bool,
     /// 0 = unlimited; otherwise a query sees the last `window` keys only (itself included).
@@ -117,18 +121,24 @@ pub enum Op {
     /// turned by `positions[t] · inv_freq[i]` (by its negative when `inverse`), times `scale`. `positions`: u32 words;
     /// `inv_freq`: head_dim/2 f32.
     Rope { x: Slice, positions: BufferId, inv_freq: BufferId, out: Slice, tokens: u32, heads: u32, head_dim: u32, scale: f32, inverse: bool },
-    /// Softmax attention per segment. `q[queries, heads, head_dim]`, `k, v[keys, kv_heads, head_dim]`, `out` as q,
+    /// Softmax attention per segment. With a `bias[2 · bias_zero + 1, heads]`, the score of query i and key j gets the
+    /// row `bias_zero + j − i`, both counted as positions of the segment (see `causal`). `q[queries, heads, head_dim]`, `k, v[keys, kv_heads, head_dim]`, `out` as q,
     /// `lse[queries, heads]` = log Σ exp of the scaled scores. `table`: u32 words, 4 per segment
     /// `(q_start, q_end, k_start, k_end)`; with `causal`, query i of a segment (0-based) stands at key position
     /// `i + (k_end − k_start) − (q_end − q_start)`, which serves decoding from a key/value cache too.
-    Attention { q: Slice, k: Slice, v: Slice, table: BufferId, out: Slice, lse: Slice, shape: AttentionShape },
-    /// Gradient of [`Op::Attention`]: overwrites `dq`, `dk`, `dv`. `delta[queries, heads]` is scratch
+    Attention { q: Slice, k: Slice, v: Slice, table: BufferId, bias: Option<Slice>, out: Slice, lse: Slice, shape: AttentionShape },
+    /// Gradient of [`Op::Attention`]: overwrites `dq`, `dk`, `dv` and, where it is wanted, `dbias` (as `bias`). `delta[queries, heads]` is scratch
     /// (Σ_c dout·out, computed here).
-    AttentionGrad { q: Slice, k: Slice, v: Slice, table: BufferId, out: Slice, lse: Slice, dout: Slice, delta: Slice, dq: Slice, dk: Slice, dv: Slice, shape: AttentionShape },
-    /// `out = silu(gate) · up`, elementwise.
-    SiluMul { gate: Slice, up: Slice, out: Slice, len: u32 },
-    /// `dgate = dout·up·silu'(gate)`, `dup = dout·silu(gate)`.
-    SiluMulGrad { gate: Slice, up: Slice, dout: Slice, dgate: Slice, dup: Slice, len: u32 },
+    AttentionGrad { q: Slice, k: Slice, v: Slice, table: BufferId, out: Slice, lse: Slice, dout: Slice, delta: Slice, bias: Option<Slice>, dq: Slice, dk: Slice, dv: Slice, dbias: Option<Slice>, shape: AttentionShape },
+    /// `out = act(x) · up`, elementwise; without `up` that is 1.
+    Activate { activation: Activation, x: Slice, up: Option<Slice>, out: Slice, len: u32 },
+    /// `dx = dout·up·act'(x)`, `dup = dout·act(x)`; `up` and `dup` are given both or not at all.
+    ActivateGrad { activation: Activation, x: Slice, up: Option<Slice>, dout: Slice, dx: Slice, dup: Option<Slice>, len: u32 },
+    /// `out[t,c] (+)= x[t,c] − mean_c x[t,:]`: the first half of a LayerNorm, whose second is RMSNorm; its own gradient.
+    CenterRows { x: Slice, out: Slice, rows: u32, cols: u32, accumulate: bool },
+    /// `dst[t,c] (+)= src[t,c]` for `cols` neighbouring columns of tables whose rows are `src_stride` and `dst_stride`
+    /// wide (different buffers); the offsets of the slices name the first column.
+    CopyColumns { src: Slice, dst: Slice, rows: u32, cols: u32, src_stride: u32, dst_stride: u32, accumulate: bool },
     /// Tap scaling (DESIGN §4): `rho[t] = sqrt(mean_c x² + 1e-6)`, `out = x / rho`.
     TapScale { x: Slice, out: Slice, rho: Slice, rows: u32, cols: u32 },
     /// `out[t,c] = base[t,c] + rho[t]·u[t,c]`.

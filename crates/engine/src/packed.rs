@@ -23,6 +23,8 @@ pub struct MicroBatch {
     pub ids: Vec<u32>,
     /// Position of each token within its sequence.
     pub positions: Vec<u32>,
+    /// Type of each token (BERT's sentence A or B); empty = all 0.
+    pub token_types: Vec<u32>,
     /// Tokens of each sequence.
     pub segments: Vec<Range<usize>>,
     /// Rows (over all tokens) whose hidden state predicts something.
@@ -55,14 +57,29 @@ impl MicroBatch {
         self.ids.len()
     }
 
-    /// Refuses what would read outside a table.
-    pub fn check(&self, vocab: usize) -> Result<(), EngineError> {
+    /// Refuses what would read outside a table of the model.
+    pub fn check(&self, config: &ModelConfig) -> Result<(), EngineError> {
+        let vocab = config.vocab;
         let bad = |text: String| Err(EngineError::BadBatch(text));
         if self.segments.iter().any(Range::is_empty) || self.segments.is_empty() {
             return bad("a sequence has no tokens".into());
         }
-        if let Some(id) = self.ids.iter().chain(&self.classes).find(|&&id| id as usize >= vocab) {
+        if let Some(id) = self.ids.iter().find(|&&id| id as usize >= vocab) {
             return bad(format!("token {id} is outside the vocabulary of {vocab}"));
+        }
+        if let Some(class) = self.classes.iter().find(|&&class| class as usize >= config.classes()) {
+            return bad(format!("label {class} is outside the {} classes of the head", config.classes()));
+        }
+        if let Some(limit) = config.position_limit()
+            && let Some(segment) = self.segments.iter().find(|segment| segment.len() > limit)
+        {
+            return bad(format!("a sequence of {} tokens exceeds the model's {limit} positions", segment.len()));
+        }
+        if !self.token_types.is_empty() && self.token_types.len() != self.ids.len() {
+            return bad(format!("{} token types were given for {} tokens", self.token_types.len(), self.ids.len()));
+        }
+        if let Some(kind) = self.token_types.iter().find(|&&kind| kind as usize >= config.token_types.max(1)) {
+            return bad(format!("token type {kind} is outside the model's {}", config.token_types));
         }
         for (segment, labelled) in self.segments.iter().zip(&self.labelled_ranges) {
             if self.labelled_rows[labelled.clone()].iter().any(|&row| !segment.contains(&(row as usize))) {
@@ -81,8 +98,15 @@ pub struct DeviceBatch {
     pub positions: Tensor,
     /// The segment table, 4 words a segment.
     pub table: Tensor,
+    /// u32 `[tokens]`, where the batch has token types.
+    pub token_types: Option<Tensor>,
+    /// First row of each segment, u32 `[segments]`.
+    pub first_rows: Tensor,
     /// Number of segments.
     pub segments: usize,
+    /// Tokens of the longest segment.
+    pub longest: usize,
+    ranges: Vec<Range<usize>>,
 }
 
 impl DeviceBatch {
@@ -94,7 +118,11 @@ impl DeviceBatch {
             ids: Tensor::from_u32(device, &batch.ids),
             positions: Tensor::from_u32(device, &batch.positions),
             table: Tensor::from_u32(device, &table),
+            token_types: (!batch.token_types.is_empty()).then(|| Tensor::from_u32(device, &batch.token_types)),
+            first_rows: Tensor::from_u32(device, &batch.segments.iter().map(|segment| segment.start as u32).collect::<Vec<_>>()),
             segments: batch.segments.len(),
+            longest: batch.segments.iter().map(Range::len).max().unwrap_or(0),
+            ranges: batch.segments.clone(),
         }
     }
 
@@ -103,25 +131,35 @@ impl DeviceBatch {
         self.ids.len()
     }
 
-    /// Causal attention of each sequence to itself, in a layer with the given sliding window (0 = none).
-    pub fn attention(&self, config: &ModelConfig, window: usize) -> AttentionContext {
+    /// Attention of each sequence to itself in a layer (from 0) of the model: its window, its scale.
+    pub fn attention(&self, config: &ModelConfig, layer: usize) -> AttentionContext {
         let tokens = self.tokens() as u32;
-        let shape = attention_shape(config, window, self.segments, tokens, tokens);
-        AttentionContext { table: self.table.clone(), shape }
+        let shape = attention_shape(config, layer, self.segments, tokens, tokens);
+        AttentionContext { table: self.table.clone(), bias: None, shape }
     }
 }
 
-/// The sizes of causal attention in a model.
-pub fn attention_shape(config: &ModelConfig, window: usize, segments: usize, queries: u32, keys: u32) -> AttentionShape {
+/// The sizes of a layer's attention of a stack to itself.
+pub fn attention_shape(config: &ModelConfig, layer: usize, segments: usize, queries: u32, keys: u32) -> AttentionShape {
     AttentionShape {
         heads: config.heads as u32,
         kv_heads: config.kv_heads as u32,
         head_dim: config.head_dim as u32,
-        scale: 1.0 / (config.head_dim as f32).sqrt(),
-        causal: true,
-        window: window as u32,
+        scale: config.score_scale(layer) as f32,
+        bias_zero: 0,
+        causal: config.causal,
+        window: config.window(layer) as u32,
         segments: segments as u32,
         queries,
         keys,
     }
+}
+
+/// Attention of a decoder's sequences to an encoder's, in the same order.
+pub fn cross_attention(config: &ModelConfig, queries: &DeviceBatch, keys: &DeviceBatch) -> AttentionContext {
+    let rows = queries.ranges.iter().zip(&keys.ranges).flat_map(|(q, k)| [q.start, q.end, k.start, k.end]);
+    let table: Vec<u32> = rows.map(|x| x as u32).collect();
+    let shape = attention_shape(config, 0, queries.segments, queries.tokens() as u32, keys.tokens() as u32);
+    let shape = AttentionShape { causal: false, window: 0, ..shape };
+    AttentionContext { table: Tensor::from_u32(queries.ids.device(), &table), bias: None, shape }
 }

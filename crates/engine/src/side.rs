@@ -11,11 +11,11 @@ mod init;
 mod layout;
 
 pub use init::{SideInit, initial_values};
-pub(crate) use init::{is_norm, named_rng};
+pub(crate) use init::{named_rng, norm_start, uniform};
 pub use layout::{SideConfig, SideLayout, flat_from_named, named_from_flat, side_model_config};
 
 use crate::EngineError;
-use crate::llama::{Keys, LayerWeights, Linear, OwnKeys, inv_freq, layer_forward};
+use crate::backbone::{Keys, LayerInput, LayerWeights, Linear, Norm, OwnKeys, Rotary, layer_forward};
 use crate::packed::DeviceBatch;
 use crate::params::ParameterSet;
 use crate::tape::{Tape, Var};
@@ -32,7 +32,7 @@ pub struct Side {
     first_down: Option<Linear>,
     steps: Vec<Step>,
     end: Option<End>,
-    inv_freq: Tensor,
+    rotary: Rotary,
 }
 
 /// One step of the chain.
@@ -44,7 +44,7 @@ struct Step {
 
 /// What comes after the last step.
 struct End {
-    norm: Var,
+    norm: Norm,
     up: Linear,
 }
 
@@ -62,7 +62,7 @@ impl Side {
             parameters.var(name).ok_or_else(missing)
         };
         let linear = |name: String| -> Result<Linear, EngineError> {
-            Ok(Linear { weight: var(&format!("{name}.weight"))?, bias: Some(var(&format!("{name}.bias"))?) })
+            Ok(Linear::plain(var(&format!("{name}.weight"))?, var(&format!("{name}.bias"))?))
         };
         let model = layout.side_model().clone();
         let first_down = if layout.is_first() { Some(linear("side.down.0".into())?) } else { None };
@@ -72,12 +72,12 @@ impl Side {
         };
         let steps = layout.steps().map(step).collect::<Result<_, _>>()?;
         let end = if layout.is_last() {
-            Some(End { norm: var("side.norm.weight")?, up: linear("side.up".into())? })
+            Some(End { norm: Norm::gather(&model, "side.norm", var)?, up: linear("side.up".into())? })
         } else {
             None
         };
-        let inv_freq = inv_freq(device, &model);
-        Ok(Self { parameters, model, first_down, steps, end, inv_freq, layout })
+        let rotary = Rotary::new(device, &model);
+        Ok(Self { parameters, model, first_down, steps, end, rotary, layout })
     }
 
     /// The sizes of the side layers.
@@ -92,24 +92,25 @@ impl Side {
     }
 
     /// `a_i` from `a_{i−1}` and the scaled `i`-th tap; `i` is one of the layout's steps.
-    pub fn step(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, batch: &DeviceBatch) -> Var {
-        let mut keys = OwnKeys(batch.attention(&self.model, self.layout.window(i)));
+    pub fn step(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, batch: &DeviceBatch) -> Result<Var, EngineError> {
+        let mut keys = OwnKeys(batch.attention(&self.model, self.layout.layer(i)));
         self.step_with(tape, i, a, tap, &batch.positions, &mut keys)
     }
 
     /// [`Side::step`] with keys that may come from a cache.
-    pub fn step_with(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, positions: &Tensor, keys: &mut dyn Keys) -> Var {
+    pub fn step_with(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, positions: &Tensor, keys: &mut dyn Keys) -> Result<Var, EngineError> {
         let step = &self.steps[i - self.layout.steps().start];
         let p = step.down.apply(tape, &Var::constant(tap.clone()));
         let s = tape.gate_mix(a, &p, &step.gate, self.layout.config().temperature);
         drop(p);
-        layer_forward(tape, &self.model, &step.layer, &s, positions, &self.inv_freq, keys)
+        let inv_freq = self.rotary.of(&self.model, self.layout.layer(i));
+        layer_forward(tape, &self.model, &step.layer, &s, LayerInput { positions, inv_freq, keys, memory: None })
     }
 
     /// `out` from the last `a`, with `base = b_L` and `rho = ρ(b_L)` of the same rows.
     pub fn finish(&self, tape: &Tape, a: &Var, base: &Tensor, rho: &Tensor) -> Result<Var, EngineError> {
         let end = self.end.as_ref().ok_or_else(|| EngineError::BadStage("it does not hold the last layer".into()))?;
-        let normed = tape.rms_norm(a, &end.norm, self.model.norm_eps as f32);
+        let normed = end.norm.apply(tape, a);
         Ok(tape.scaled_add(base, rho, &end.up.apply(tape, &normed)))
     }
 }

@@ -5,9 +5,9 @@
 //! head: [`StageRuntime::train_cached`] reads taps from the cache. No gradient ever enters the backbone.
 
 use crate::EngineError;
+use crate::backbone::Backbone;
 use crate::backend::BackendKind;
 use crate::cache_entry;
-use crate::llama::LlamaStage;
 use crate::loss::cross_entropy;
 use crate::op::Op;
 use crate::optim::{AdamW, AdamWConfig};
@@ -85,7 +85,7 @@ pub struct StageRuntime {
     device: Device,
     config: ModelConfig,
     layers: Range<usize>,
-    backbone: Option<LlamaStage>,
+    backbone: Option<Backbone>,
     side: Option<(Side, AdamW)>,
     pending: HashMap<u64, Pending>,
     hook: YieldHook,
@@ -100,8 +100,9 @@ impl StageRuntime {
 
     /// Loads frozen weights: a stage's, or final norm and head only.
     pub fn load_backbone(&mut self, source: &mut dyn TensorSource, parts: &Parts) -> Result<(), EngineError> {
+        Backbone::check_decoder(&self.config)?;
         self.backbone = None;
-        self.backbone = Some(LlamaStage::load(&self.device, &self.config, source, parts)?);
+        self.backbone = Some(Backbone::load(&self.device, &self.config, source, parts)?);
         Ok(())
     }
 
@@ -142,7 +143,7 @@ impl StageRuntime {
         self.side.as_ref().ok_or_else(|| EngineError::BadStage("it holds no side network".into()))
     }
 
-    fn backbone(&self) -> Result<&LlamaStage, EngineError> {
+    fn backbone(&self) -> Result<&Backbone, EngineError> {
         self.backbone.as_ref().ok_or_else(|| EngineError::BadStage("it holds no frozen weights".into()))
     }
 
@@ -167,7 +168,7 @@ impl StageRuntime {
     /// Frozen layers, and side layers unless forward-only. Keeps under `key` what the backward pass needs.
     pub async fn forward(&mut self, key: u64, pass: ForwardPass<'_>) -> Result<StageOutput, EngineError> {
         let started = (self.clock)();
-        pass.batch.check(self.config.vocab)?;
+        pass.batch.check(&self.config)?;
         let backbone = self.backbone()?;
         let (is_first, is_last) = (self.layers.start == 0, self.layers.end == self.config.layers);
         let batch = DeviceBatch::new(&self.device, pass.batch);
@@ -188,7 +189,7 @@ impl StageRuntime {
             taps.push((0, tap, rho));
         }
         for index in 0..self.layers.len() {
-            x = backbone.layer(&computing, index, &x, &batch);
+            x = backbone.layer(&computing, index, &x, &batch)?;
             let (tap, rho) = computing.tap_scale(&x.value);
             taps.push((self.layers.start + index + 1, tap, rho));
             self.device.submit();
@@ -216,7 +217,7 @@ impl StageRuntime {
         };
         for (number, tap, _) in taps.iter().filter(|(number, ..)| *number > 0) {
             if let Some(step) = side.layout.step_after_layer(number - 1) {
-                a = side.step(&tape, step, &a, tap, &batch);
+                a = side.step(&tape, step, &a, tap, &batch)?;
             }
             self.device.submit();
             (self.hook)().await;
@@ -264,7 +265,7 @@ impl StageRuntime {
     /// Forward and backward of the whole side network from cached taps; adds to the gradients. `entries`: per sequence its
     /// encoded taps. Gives Σ loss over labelled positions. With `train` false only the loss is computed.
     pub async fn train_cached(&mut self, batch: &MicroBatch, entries: &[Vec<Vec<u8>>], loss_factor: f32, train: bool) -> Result<f64, EngineError> {
-        batch.check(self.config.vocab)?;
+        batch.check(&self.config)?;
         let (side, _) = self.side()?;
         let on_device = DeviceBatch::new(&self.device, batch);
         let tape = if train { Tape::recording(&self.device) } else { Tape::computing(&self.device) };
@@ -275,7 +276,7 @@ impl StageRuntime {
             let (rows, rho) = self.decode_tap(batch, entries, tap, tap + 1 == taps)?;
             a = Some(match a {
                 None => side.start(&tape, &rows)?,
-                Some(a) => side.step(&tape, tap, &a, &rows, &on_device),
+                Some(a) => side.step(&tape, tap, &a, &rows, &on_device)?,
             });
             if tap + 1 == taps {
                 last = Some((rows, rho));

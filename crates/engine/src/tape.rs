@@ -4,6 +4,7 @@
 //! recorded. Going backward, a gradient is freed as soon as it has been passed on.
 
 mod ops;
+mod rows;
 
 pub use ops::AttentionContext;
 pub(crate) use ops::product;
@@ -68,6 +69,17 @@ impl Var {
         }
         let part = dw.part(first_row * dw.cols(), &[dy.cols(), dw.cols()]);
         product(dy, x, &part, dy.rows(), Layout::Tn, true);
+    }
+
+    /// Adds the column sums of `dy` to the gradient of elements `first ..` of this bias, if it is trained.
+    pub(crate) fn add_bias_part_gradient(&self, first: usize, dy: &Tensor) {
+        let Some(grad) = &self.grad else { return };
+        let (db, accumulate) = grad.target(&self.value);
+        if !accumulate {
+            db.fill(0.0);
+        }
+        let part = db.part(first, &[dy.cols()]);
+        dy.run(Op::ColumnSum { x: dy.slice(), out: part.slice(), rows: dy.rows() as u32, cols: dy.cols() as u32, accumulate: true });
     }
 
     /// Adds to the gradient: how a backward pass is started.

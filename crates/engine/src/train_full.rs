@@ -1,15 +1,15 @@
 //! Full training: every weight of a fresh or loaded model, in f32, on one device.
 
 use crate::EngineError;
-use crate::llama::LlamaStage;
+use crate::backbone::Backbone;
 use crate::loss::cross_entropy;
 use crate::optim::{AdamW, AdamWConfig, LinearSchedule, clip_factor};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::params::ParameterSet;
-use crate::side::named_rng;
+use crate::side::{named_rng, norm_start};
 use crate::tape::{Tape, YieldHook};
 use crate::tensor::{Device, Tensor};
-use barycenter_model::names::Parts;
+use barycenter_model::names::{Parts, is_norm_weight};
 use barycenter_model::{ModelConfig, RawTensor, TensorSource};
 use rand::RngExt;
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ pub struct StepReport {
 /// A model all of whose weights are trained.
 pub struct FullTrainer {
     /// The model; its weights are `parameters`.
-    pub model: LlamaStage,
+    pub model: Backbone,
     /// All weights, named as in the weight file.
     pub parameters: ParameterSet,
     optimiser: AdamW,
@@ -59,8 +59,8 @@ impl FullTrainer {
     /// A model of random weights; equal seeds give equal weights.
     pub fn fresh(device: &Device, config: &ModelConfig, seed: u64, training: FullTraining) -> Result<Self, EngineError> {
         Self::start(device, config, training, |name, target| {
-            if crate::side::is_norm(name) {
-                target.fill(1.0);
+            if is_norm_weight(name) {
+                target.fill(norm_start(config));
             } else if name.ends_with(".weight") {
                 let mut rng = named_rng(name, seed);
                 target.iter_mut().for_each(|value| *value = normal(&mut rng) * INITIAL_DEVIATION);
@@ -84,6 +84,7 @@ impl FullTrainer {
         training: FullTraining,
         mut fill: impl FnMut(&str, &mut [f32]) -> Result<(), EngineError>,
     ) -> Result<Self, EngineError> {
+        Backbone::check_decoder(config)?;
         let list = Parts::all(config).parameters(config);
         let parameters = ParameterSet::new(device, list.into_iter().map(|parameter| (parameter.name, parameter.shape)));
         let mut values = vec![0f32; parameters.flat_len()];
@@ -92,7 +93,7 @@ impl FullTrainer {
         }
         parameters.write_values(&values);
         let optimiser = AdamW::new(device, &parameters, training.optimiser);
-        let model = LlamaStage::trained(device, config, &parameters)?;
+        let model = Backbone::trained(device, config, &parameters)?;
         Ok(Self { model, parameters, optimiser, training, step: 0, device: device.clone() })
     }
 
@@ -103,7 +104,7 @@ impl FullTrainer {
         let factor = 1.0 / labelled.max(1) as f32;
         let mut loss = 0.0;
         for batch in batches {
-            batch.check(self.model.config.vocab)?;
+            batch.check(&self.model.config)?;
             loss += self.forward_backward(batch, factor, hook).await?;
         }
         Ok((loss * f64::from(factor)) as f32)
@@ -127,7 +128,7 @@ impl FullTrainer {
         let tape = Tape::recording(&self.device);
         let mut x = self.model.embed(&tape, &on_device).ok_or_else(not_whole)?;
         for index in 0..self.model.layers.len() {
-            x = self.model.layer(&tape, index, &x, &on_device);
+            x = self.model.layer(&tape, index, &x, &on_device)?;
             self.device.submit();
             hook().await;
         }
@@ -143,12 +144,7 @@ impl FullTrainer {
 
     /// The weights, named as in the weight file, in f32.
     pub async fn weights(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
-        let flat = self.parameters.read_values().await?;
-        let tensor = |info: &crate::params::ParameterInfo| {
-            let values = &flat[info.offset..info.offset + info.elements()];
-            (info.name.clone(), RawTensor::from_f32(&info.shape, values))
-        };
-        Ok(self.parameters.layout().iter().map(tensor).collect())
+        self.parameters.tensors().await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Decoding with caches gives what forward passes over the whole text give.
 
+use barycenter_engine::backbone::Backbone;
 use barycenter_engine::generate::{GenerateOptions, generate};
-use barycenter_engine::llama::LlamaStage;
 use barycenter_engine::loss::greedy;
 use barycenter_engine::packed::{DeviceBatch, MicroBatch, Sequence};
 use barycenter_engine::side::{Side, SideConfig, SideLayout, initial_values};
@@ -13,16 +13,16 @@ use std::path::Path;
 use std::rc::Rc;
 
 /// The likeliest next token, by a forward pass over all of `ids`.
-fn next_token(device: &Device, model: &LlamaStage, side: Option<&Side>, ids: &[u32]) -> u32 {
+fn next_token(device: &Device, model: &Backbone, side: Option<&Side>, ids: &[u32]) -> u32 {
     let batch = DeviceBatch::new(device, &MicroBatch::pack(&[Sequence { ids: ids.to_vec(), labels: Vec::new() }]));
     let tape = Tape::computing(device);
     let mut x = model.embed(&tape, &batch).unwrap();
     let mut a = side.map(|side| side.start(&tape, &tape.tap_scale(&x.value).0).unwrap());
     for index in 0..model.layers.len() {
-        x = model.layer(&tape, index, &x, &batch);
+        x = model.layer(&tape, index, &x, &batch).unwrap();
         if let (Some(side), Some(last)) = (side, a.take()) {
             let tap = tape.tap_scale(&x.value).0;
-            a = Some(side.step(&tape, index + 1, &last, &tap, &batch));
+            a = Some(side.step(&tape, index + 1, &last, &tap, &batch).unwrap());
         }
     }
     if let (Some(side), Some(a)) = (side, a) {
@@ -37,11 +37,11 @@ fn next_token(device: &Device, model: &LlamaStage, side: Option<&Side>, ids: &[u
 #[test]
 fn cached_decoding_equals_whole_passes() {
     let device: Device = Rc::new(CpuBackend::default());
-    for case in ["llama-gqa", "llama3-rope-scaled", "qwen3"] {
+    for case in ["llama-gqa", "llama3-rope-scaled", "qwen3", "gemma3", "gpt2"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case);
         let config = ModelConfig::from_folder(&folder).unwrap();
         let mut weights = FolderTensors::open(&folder).unwrap();
-        let model = LlamaStage::load(&device, &config, &mut weights, &Parts::all(&config)).unwrap();
+        let model = Backbone::load(&device, &config, &mut weights, &Parts::all(&config)).unwrap();
         let layout = SideLayout::whole(&config, &SideConfig::new(4, config.layers)).unwrap();
         let mut values = initial_values(&layout, 3);
         // An up-projection other than 0, so that the side network matters.
@@ -73,7 +73,7 @@ fn bad_prompts_are_refused() {
     let device: Device = Rc::new(CpuBackend::default());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama-gqa");
     let config = ModelConfig::from_folder(&folder).unwrap();
-    let model = LlamaStage::load(&device, &config, &mut FolderTensors::open(&folder).unwrap(), &Parts::all(&config)).unwrap();
+    let model = Backbone::load(&device, &config, &mut FolderTensors::open(&folder).unwrap(), &Parts::all(&config)).unwrap();
     let options = GenerateOptions { max_new_tokens: 2, stop: Vec::new() };
     for (prompt, expected) in [(vec![], "no tokens"), (vec![320], "vocabulary"), (vec![1; 129], "exceeds")] {
         let error = pollster::block_on(generate(&model, None, &[prompt], &options, &no_yield())).unwrap_err();

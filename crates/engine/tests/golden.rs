@@ -1,49 +1,62 @@
-//! The engine against `transformers` and PyTorch: the folders of `tests/golden`.
+//! The engine against `transformers`, PyTorch and `peft`: the folders of `tests/golden`.
 
-use barycenter_engine::verify::{Report, verify};
+mod support;
+
 use barycenter_engine::{CpuBackend, Device};
-use std::path::Path;
 use std::rc::Rc;
+use support::golden::holds;
 
-/// Hidden states and logits in f32: sums in another order move them by some 1e-6; a wrong term by far more.
-const GOLDEN_TOLERANCE: f64 = 1e-4;
-/// Twelve optimiser steps: AdamW's division enlarges rounding where gradients are near 0.
-const PAC_TOLERANCE: f64 = 1e-3;
-
-fn report(case: &str) -> Report {
-    let device: Device = Rc::new(CpuBackend::default());
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case);
-    let report = pollster::block_on(verify(&device, &folder)).unwrap();
-    for part in ["golden", "pac"] {
-        let worst = report.worst(part).unwrap();
-        println!("{case} {part}: {} {:.2e}", worst.name, worst.relative_error);
-    }
-    report
-}
-
-fn holds(case: &str) {
-    for tensor in report(case).tensors {
-        let tolerance = if tensor.part == "golden" { GOLDEN_TOLERANCE } else { PAC_TOLERANCE };
-        assert!(tensor.relative_error <= tolerance, "{case} {}: {} is {:.2e} off", tensor.part, tensor.name, tensor.relative_error);
-    }
+fn cpu() -> Device {
+    Rc::new(CpuBackend::default())
 }
 
 #[test]
-fn llama_with_grouped_queries() {
-    holds("llama-gqa");
+fn llama_and_its_relatives() {
+    holds(&cpu(), "llama-gqa", &["golden", "pac", "lora"]);
+    holds(&cpu(), "llama3-rope-scaled", &["golden", "pac"]);
+    holds(&cpu(), "qwen2", &["golden", "pac"]);
+    holds(&cpu(), "qwen3", &["golden", "pac", "lora"]);
+    holds(&cpu(), "more/llama-gelu-bias", &["golden", "lora"]);
+    holds(&cpu(), "more/qwen2-lora", &["golden", "lora"]);
+    holds(&cpu(), "more/mistral-window", &["golden", "lora"]);
 }
 
 #[test]
-fn llama3_rope_scaling_and_tied_head() {
-    holds("llama3-rope-scaled");
+fn gemma3() {
+    holds(&cpu(), "gemma3", &["golden"]);
+    holds(&cpu(), "more/gemma3-old-style", &["golden"]);
+    holds(&cpu(), "more/gemma3-pac", &["golden", "pac"]);
+    holds(&cpu(), "more/gemma3-lora", &["golden", "lora"]);
 }
 
 #[test]
-fn qwen2_biases() {
-    holds("qwen2");
+fn gpt2() {
+    holds(&cpu(), "gpt2", &["golden"]);
+    holds(&cpu(), "more/gpt2-pac", &["golden", "pac", "lora"]);
+    holds(&cpu(), "more/gpt2-options", &["golden", "lora"]);
+    holds(&cpu(), "more/gpt2-base-names", &["golden"]);
 }
 
 #[test]
-fn qwen3_head_norms() {
-    holds("qwen3");
+fn bert() {
+    holds(&cpu(), "bert", &["golden"]);
+    holds(&cpu(), "more/bert-mlm", &["golden", "pac", "lora"]);
+    holds(&cpu(), "more/bert-mlm-untied", &["golden"]);
+    holds(&cpu(), "more/bert-classifier", &["golden"]);
+}
+
+#[test]
+fn bart() {
+    holds(&cpu(), "bart", &["golden"]);
+    holds(&cpu(), "more/bart-options", &["golden", "lora"]);
+    holds(&cpu(), "more/bart-base-names", &["golden"]);
+}
+
+#[test]
+fn t5() {
+    holds(&cpu(), "t5", &["golden"]);
+    holds(&cpu(), "t5-v1.1", &["golden"]);
+    holds(&cpu(), "more/t5-untied", &["golden", "lora"]);
+    holds(&cpu(), "more/t5-silu-half", &["golden"]);
+    holds(&cpu(), "more/t5-gelu", &["golden"]);
 }

@@ -6,11 +6,13 @@
 mod support;
 
 use barycenter_engine::cpu::CpuBackend;
-use barycenter_engine::op::{AttentionShape, BufferId, Dtype, Layout, Op, Slice};
+use barycenter_engine::op::{Activation, AttentionShape, BufferId, Dtype, Layout, Op, Slice};
 use barycenter_engine::{Backend, gpu::GpuBackend};
 use support::{Random, gpu};
 
 const TOLERANCE: f32 = 1e-5;
+const ACTIVATIONS: [Activation; 6] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu, Activation::Tanh];
 
 /// Buffers, named by position, and operations on them.
 struct Case {
@@ -184,10 +186,14 @@ fn elementwise_operations_agree() {
         case.check(&gpu, |ids| vec![Op::Copy { src: s(ids, x), dst: s(ids, p), len: n }]);
         case.check(&gpu, |ids| vec![Op::Add { a: s(ids, x), b: s(ids, y), out: s(ids, p), len: n }]);
         case.check(&gpu, |ids| vec![Op::Axpy { src: s(ids, x), dst: s(ids, p), factor: -0.37, len: n }]);
-        case.check(&gpu, |ids| vec![Op::SiluMul { gate: s(ids, x), up: s(ids, y), out: s(ids, p), len: n }]);
-        case.check(&gpu, |ids| {
-            vec![Op::SiluMulGrad { gate: s(ids, x), up: s(ids, y), dout: s(ids, z), dgate: s(ids, p), dup: s(ids, q), len: n }]
-        });
+        for activation in ACTIVATIONS {
+            let op = |ids: &[BufferId], up| Op::Activate { activation, x: s(ids, x), up, out: s(ids, p), len: n };
+            case.check(&gpu, |ids| vec![op(ids, Some(s(ids, y)))]);
+            case.check(&gpu, |ids| vec![op(ids, None)]);
+            let op = |ids: &[BufferId], up, dup| Op::ActivateGrad { activation, x: s(ids, x), up, dout: s(ids, z), dx: s(ids, p), dup, len: n };
+            case.check(&gpu, |ids| vec![op(ids, Some(s(ids, y)), Some(s(ids, q)))]);
+            case.check(&gpu, |ids| vec![op(ids, None, None)]);
+        }
         case.check(&gpu, |ids| {
             vec![Op::GateMix { a: s(ids, x), p: s(ids, y), gate: at(ids, gate, 1), out: s(ids, p), len: n, temperature: 0.1 }]
         });
@@ -266,6 +272,7 @@ fn row_and_column_operations_agree() {
                 vec![
                     Op::ColumnSum { x: at(ids, x, 1), out: at(ids, more, 2), rows: r, cols: c, accumulate },
                     Op::ScaleRows { x: at(ids, x, 1), rho: at(ids, rho, 0), out: at(ids, out, 1), rows: r, cols: c, accumulate },
+                    Op::CenterRows { x: at(ids, x, 1), out: at(ids, out, 1), rows: r, cols: c, accumulate },
                 ]
             });
             for weight_shift in [0.0, 1.0] {
@@ -310,6 +317,23 @@ fn row_and_column_operations_agree() {
         case.check(&gpu, |ids| {
             vec![Op::ScaledAdd { base: at(ids, x, 1), rho: at(ids, rho, 0), u: at(ids, dy, 1), out: at(ids, out, 1), rows: r, cols: c }]
         });
+    }
+}
+
+#[test]
+fn columns_agree() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::from_env("columns_agree");
+    for (rows, cols, src_stride, dst_stride) in [(1u32, 1u32, 1u32, 1u32), (7, 5, 15, 5), (33, 12, 36, 12), (40, 16, 16, 48)] {
+        let mut case = Case::new(format!("columns {rows}×{cols}"));
+        let src = case.floats(random.values((rows * src_stride) as usize + 3));
+        let dst = case.floats(random.values((rows * dst_stride) as usize + 3));
+        for accumulate in [false, true] {
+            case.check(&gpu, |ids| {
+                let (src, dst) = (at(ids, src, (src_stride - cols) as usize), at(ids, dst, (dst_stride - cols) as usize));
+                vec![Op::CopyColumns { src, dst, rows, cols, src_stride, dst_stride, accumulate }]
+            });
+        }
     }
 }
 
@@ -422,6 +446,8 @@ struct Packed {
     head_dim: u32,
     causal: bool,
     window: u32,
+    /// Whether scores get a bias by distance.
+    bias: bool,
 }
 
 impl Packed {
@@ -431,12 +457,21 @@ impl Packed {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+            bias_zero: if self.bias { self.longest() - 1 } else { 0 },
             causal: self.causal,
             window: self.window,
             segments: self.segments.len() as u32,
             queries: self.segments.iter().map(|(queries, _)| queries).sum(),
             keys: self.segments.iter().map(|(_, keys)| keys).sum(),
         }
+    }
+
+    fn longest(&self) -> u32 {
+        self.segments.iter().map(|&(queries, keys)| queries.max(keys)).max().unwrap_or(1)
+    }
+
+    fn bias_len(&self) -> usize {
+        ((2 * self.shape().bias_zero + 1) * self.heads) as usize
     }
 
     fn table(&self) -> Vec<u32> {
@@ -458,7 +493,9 @@ fn attention_cases() -> Vec<Packed> {
         head_dim,
         causal,
         window,
+        bias: false,
     };
+    let biased = |packed: Packed| Packed { bias: true, ..packed };
     vec![
         packed(&[(1, 1)], 1, 1, 2, true, 0),
         packed(&[(5, 5), (1, 1), (12, 12)], 2, 1, 6, true, 0),
@@ -474,6 +511,11 @@ fn attention_cases() -> Vec<Packed> {
         packed(&[(1, 80), (1, 5), (1, 130)], 2, 2, 64, true, 20),
         // A decoder that looks at an encoder: other lengths, no causality.
         packed(&[(7, 19), (11, 3)], 2, 2, 8, false, 0),
+        // A bias by distance: an encoder, a decoder, shared heads with a window, decoding.
+        biased(packed(&[(21, 21), (1, 1), (70, 70)], 3, 3, 8, false, 0)),
+        biased(packed(&[(9, 9), (67, 67)], 6, 6, 16, true, 0)),
+        biased(packed(&[(33, 33), (12, 12)], 4, 2, 10, true, 7)),
+        biased(packed(&[(1, 40), (2, 9)], 2, 2, 16, true, 0)),
     ]
 }
 
@@ -494,8 +536,10 @@ fn attention_agrees() {
             let (k, v) = (case.floats(random.values(offset + kv_len)), case.floats(random.values(offset + kv_len)));
             let table = case.bits(packed.table());
             let (out, lse) = (case.floats(vec![9.0; offset + q_len]), case.floats(vec![9.0; rows + 1]));
+            let bias = case.floats(random.values(offset + packed.bias_len()));
             case.check(&gpu, |ids| {
                 vec![Op::Attention {
+                    bias: packed.bias.then(|| at(ids, bias, offset)),
                     q: at(ids, q, offset),
                     k: at(ids, k, offset),
                     v: at(ids, v, offset),
@@ -529,11 +573,16 @@ fn attention_gradient_agrees() {
         let (dout, delta) = (case.floats(random.values(offset + q_len)), case.floats(vec![9.0; rows]));
         let dq = case.floats(vec![9.0; offset + q_len]);
         let (dk, dv) = (case.floats(vec![9.0; offset + kv_len]), case.floats(vec![9.0; offset + kv_len]));
+        let bias = case.floats(random.values(offset + packed.bias_len()));
+        let dbias = case.floats(vec![9.0; offset + packed.bias_len()]);
         case.check(&gpu, |ids| {
             let s = |i| at(ids, i, offset);
+            let biased = |i| packed.bias.then(|| s(i));
             vec![
-                Op::Attention { q: s(q), k: s(k), v: s(v), table: ids[table], out: s(out), lse: at(ids, lse, 0), shape },
+                Op::Attention { q: s(q), k: s(k), v: s(v), table: ids[table], bias: biased(bias), out: s(out), lse: at(ids, lse, 0), shape },
                 Op::AttentionGrad {
+                    bias: biased(bias),
+                    dbias: biased(dbias),
                     q: s(q),
                     k: s(k),
                     v: s(v),
@@ -666,12 +715,13 @@ fn operations_within_one_buffer_are_correct() {
     }
     let mut together = Case::new("together");
     together.floats(parts.concat());
-    let op = |slices: &[Slice]| Op::SiluMulGrad {
-        gate: slices[0],
-        up: slices[1],
+    let op = |slices: &[Slice]| Op::ActivateGrad {
+        activation: Activation::Silu,
+        x: slices[0],
+        up: Some(slices[1]),
         dout: slices[2],
-        dgate: slices[3],
-        dup: slices[4],
+        dx: slices[3],
+        dup: Some(slices[4]),
         len: len as u32,
     };
     let expected = apart.run_on(&CpuBackend::default(), &|ids| vec![op(&(0..5).map(|i| at(ids, i, 0)).collect::<Vec<_>>())]);

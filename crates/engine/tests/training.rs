@@ -15,7 +15,8 @@ fn config(model_type: &str, tied: bool) -> ModelConfig {
         "model_type": model_type, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 6, "intermediate_size": 40, "vocab_size": 67,
         "tie_word_embeddings": tied, "attention_bias": model_type == "llama", "mlp_bias": true,
-        "max_position_embeddings": 64, "sliding_window": 3
+        "max_position_embeddings": 64, "sliding_window": 3, "sliding_window_pattern": 2,
+        "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64
     });
     ModelConfig::parse(&json.to_string()).unwrap()
 }
@@ -38,7 +39,7 @@ fn sequences() -> Vec<Sequence> {
 #[test]
 fn gradients_match_differences_of_the_loss() {
     let device: Device = Rc::new(CpuBackend::default());
-    for (model_type, tied) in [("llama", false), ("llama", true), ("qwen2", true), ("qwen3", false), ("mistral", false)] {
+    for (model_type, tied) in [("llama", false), ("llama", true), ("qwen2", true), ("qwen3", false), ("mistral", false), ("gemma3_text", true), ("gpt2", true), ("gpt2", false)] {
         let config = config(model_type, tied);
         let fresh = FullTrainer::fresh(&device, &config, 5, training(0.0)).unwrap();
         let batches = vec![MicroBatch::pack(&sequences())];

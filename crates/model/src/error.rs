@@ -92,6 +92,20 @@ pub enum ModelError {
         /// In the file.
         got: Vec<usize>,
     },
+    /// The file has a head of its own, the config says it has none.
+    #[error("config.json says that the head is the embedding (`tie_word_embeddings`), but the weights hold a `{name}` that differs from `{embedding}`: set `tie_word_embeddings` to false, or take config.json and the weight files from the same model")]
+    UntiedFile {
+        /// The head.
+        name: String,
+        /// The embedding.
+        embedding: String,
+    },
+    /// A weight that is not a number, or infinite.
+    #[error("the tensor `{name}` holds a value that is not a finite number: the file is damaged or the model's training broke down, take another copy")]
+    NotFinite {
+        /// The parameter.
+        name: String,
+    },
     /// A parameter is stored in a number format that cannot be computed with.
     #[error("the tensor `{name}` is stored as {dtype}, but weights must be F32, F16 or BF16: take that version of the model")]
     WrongDtype {

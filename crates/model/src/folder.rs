@@ -93,8 +93,9 @@ impl FolderTensors {
     }
 
     fn find(&self, name: &str) -> Option<(&WeightFile, &TensorEntry)> {
-        let file = &self.files[*self.by_name.get(name)?];
-        file.header.tensors.get(name).map(|entry| (file, entry))
+        let stored = crate::names::stored_name(name, |name| self.by_name.contains_key(name))?;
+        let file = &self.files[self.by_name[&stored]];
+        file.header.tensors.get(&stored).map(|entry| (file, entry))
     }
 }
 
@@ -133,9 +134,13 @@ impl WeightFile {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` of a folder.
+    /// Reads `config.json` of a folder, and from the weights' headers what the family leaves to them.
     pub fn from_folder(folder: &Path) -> Result<Self, ModelError> {
-        Self::parse(&read_text(folder, "config.json")?)
+        let config = Self::parse(&read_text(folder, "config.json")?)?;
+        Ok(match FolderTensors::open(folder) {
+            Ok(weights) => config.settled_by(|name| weights.has(name)),
+            Err(_) => config,
+        })
     }
 }
 

@@ -9,6 +9,7 @@ mod config;
 #[cfg(feature = "tokenizers")]
 pub mod dataset;
 mod error;
+pub mod families;
 #[cfg(not(target_arch = "wasm32"))]
 mod folder;
 mod manifest;
@@ -21,8 +22,9 @@ pub mod tokenizer;
 pub use batch::TokenSample;
 #[cfg(feature = "tokenizers")]
 pub use chat::ChatTemplate;
-pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SUPPORTED_MODEL_TYPES};
+pub use config::{Activation, Family, HeadKind, ModelConfig, NormKind, Positions, RopeConfig, RopeScaling};
 pub use error::ModelError;
+pub use families::SUPPORTED_MODEL_TYPES;
 #[cfg(not(target_arch = "wasm32"))]
 pub use folder::FolderTensors;
 pub use manifest::{ByteRange, Manifest, ManifestFile, ManifestTensor, hash_bytes};

@@ -1,6 +1,8 @@
 //! A model's table of contents: which bytes of which file hold which tensor, each with its hash.
 
 use crate::names::Parts;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::TensorSource;
 use crate::{ModelConfig, ModelError, RawTensor, TensorDtype};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -63,7 +65,7 @@ pub struct ByteRange {
 impl Manifest {
     /// The config, parsed.
     pub fn parse_config(&self) -> Result<ModelConfig, ModelError> {
-        ModelConfig::parse(&self.config)
+        Ok(ModelConfig::parse(&self.config)?.settled_by(|name| self.tensors.contains_key(name)))
     }
 
     /// The entries of these parts, in the order they are computed with, shapes checked against the config.
@@ -72,8 +74,9 @@ impl Manifest {
             .parameters(config)
             .into_iter()
             .map(|parameter| {
-                let name = parameter.name;
-                let entry = self.tensors.get(&name).ok_or_else(|| ModelError::MissingTensor { name: name.clone() })?;
+                let stored = crate::names::stored_name(&parameter.name, |name| self.tensors.contains_key(name));
+                let name = stored.ok_or(ModelError::MissingTensor { name: parameter.name })?;
+                let entry = &self.tensors[&name];
                 entry.check(&name, &parameter.shape)?;
                 Ok((name, entry))
             })
@@ -176,9 +179,10 @@ impl Manifest {
     /// Builds the manifest of a folder: reads every weight once, checks all shapes against the config.
     pub fn from_folder(folder: &std::path::Path) -> Result<Self, ModelError> {
         let config_text = crate::folder::read_text(folder, "config.json")?;
-        let config = ModelConfig::parse(&config_text)?;
-        let weights = crate::FolderTensors::open(folder)?;
+        let mut weights = crate::FolderTensors::open(folder)?;
+        let config = ModelConfig::parse(&config_text)?.settled_by(|name| weights.has(name));
         crate::names::check(&config, &Parts::all(&config), &weights)?;
+        crate::names::check_tied_head(&config, &mut weights)?;
         let files = weights.files();
         let tensors: BTreeMap<_, _> = weights
             .places()

@@ -1,21 +1,16 @@
-//! Which parameters a model has: names and shapes, layer by layer.
+//! Which parameters a model has: names and shapes, layer by layer, from the tables of [`crate::families`].
 
+use crate::config::{HeadKind, NormKind, Positions};
+use crate::families::{AttentionNames, ProjectionNames, StackNames};
 use crate::{ModelConfig, ModelError, TensorSource};
 use std::ops::Range;
-
-/// Name of the embedding; also the head where it is tied.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the norm behind the last layer.
-pub const FINAL_NORM: &str = "model.norm.weight";
-/// Name of an untied head.
-pub const HEAD: &str = "lm_head.weight";
 
 /// A parameter's full name and shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
     /// As in the weight file.
     pub name: String,
-    /// Sizes, outermost first; a linear layer is `[out, in]`.
+    /// Sizes, outermost first; a linear layer is `[out, in]`, where the family does not transpose it.
     pub shape: Vec<usize>,
 }
 
@@ -27,64 +22,176 @@ impl Parameter {
 }
 
 /// The full name of a layer's parameter, from its name within the layer.
-pub fn layer_parameter(layer: usize, name: &str) -> String {
-    format!("model.layers.{layer}.{name}")
+pub fn layer_parameter(config: &ModelConfig, layer: usize, name: &str) -> String {
+    format!("{}.{layer}.{name}", config.names().layers)
 }
 
 /// Names within a layer, and shapes, in the order they are computed with.
 ///
 /// With the sizes of a side network in place of the backbone's, these are the names of its layers too.
-pub fn layer_shapes(config: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
-    let (width, query, kv, ffn) = (config.width, config.query_width(), config.kv_width(), config.ffn_width);
-    let mut table = vec![("input_layernorm.weight", vec![width])];
-    table.push(("self_attn.q_proj.weight", vec![query, width]));
-    table.push(("self_attn.k_proj.weight", vec![kv, width]));
-    table.push(("self_attn.v_proj.weight", vec![kv, width]));
-    if config.attention_bias {
-        table.push(("self_attn.q_proj.bias", vec![query]));
-        table.push(("self_attn.k_proj.bias", vec![kv]));
-        table.push(("self_attn.v_proj.bias", vec![kv]));
+pub fn layer_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let names = config.names();
+    let mut list = List { config, list: Vec::new() };
+    list.attention(&names.attention, config.qk_norm);
+    if let Some(cross) = &names.cross {
+        list.attention(cross, false);
     }
-    if config.qk_norm {
-        table.push(("self_attn.q_norm.weight", vec![config.head_dim]));
-        table.push(("self_attn.k_norm.weight", vec![config.head_dim]));
+    let (width, ffn, feed_forward) = (config.width, config.ffn_width, &names.feed_forward);
+    list.norm(feed_forward.norms.before, width);
+    let mut linears = vec![(feed_forward.up, ffn, width), (feed_forward.down, width, ffn)];
+    if config.gated {
+        linears.insert(0, (feed_forward.gate, ffn, width));
     }
-    table.push(("self_attn.o_proj.weight", vec![width, query]));
-    if config.output_bias {
-        table.push(("self_attn.o_proj.bias", vec![width]));
+    list.linears(&linears, config.mlp_bias);
+    list.norm(feed_forward.norms.output, width);
+    list.norm(feed_forward.norms.after, width);
+    list.list
+}
+
+/// Collects names and shapes.
+struct List<'a> {
+    config: &'a ModelConfig,
+    list: Vec<(String, Vec<usize>)>,
+}
+
+impl List<'_> {
+    fn attention(&mut self, names: &AttentionNames, head_norms: bool) {
+        let config = self.config;
+        let (width, query, kv) = (config.width, config.query_width(), config.kv_width());
+        self.norm(names.norms.before, width);
+        match names.projections {
+            ProjectionNames::Split { q, k, v } => self.linears(&[(q, query, width), (k, kv, width), (v, kv, width)], config.attention_bias),
+            ProjectionNames::Fused(qkv) => self.linears(&[(qkv, query + 2 * kv, width)], config.attention_bias),
+        }
+        if head_norms {
+            names.head_norms.iter().for_each(|name| self.norm(Some(name), config.head_dim));
+        }
+        self.linears(&[(names.output, width, query)], config.output_bias);
+        self.norm(names.norms.output, width);
+        self.norm(names.norms.after, width);
     }
-    table.push(("post_attention_layernorm.weight", vec![width]));
-    table.push(("mlp.gate_proj.weight", vec![ffn, width]));
-    table.push(("mlp.up_proj.weight", vec![ffn, width]));
-    table.push(("mlp.down_proj.weight", vec![width, ffn]));
-    if config.mlp_bias {
-        table.push(("mlp.gate_proj.bias", vec![ffn]));
-        table.push(("mlp.up_proj.bias", vec![ffn]));
-        table.push(("mlp.down_proj.bias", vec![width]));
+
+    /// (name, outputs, inputs) each: all weights, then all biases.
+    fn linears(&mut self, linears: &[(&str, usize, usize)], bias: bool) {
+        let transposed = self.config.family.table().transposed;
+        for &(name, outputs, inputs) in linears {
+            let shape = if transposed { vec![inputs, outputs] } else { vec![outputs, inputs] };
+            self.list.push((format!("{name}.weight"), shape));
+        }
+        for &(name, outputs, _) in linears.iter().filter(|_| bias) {
+            self.list.push((format!("{name}.bias"), vec![outputs]));
+        }
     }
-    table
+
+    fn norm(&mut self, name: Option<&str>, width: usize) {
+        self.list.extend(norm_shapes(self.config, name, width));
+    }
+}
+
+/// A norm's weight, and its bias where the family's norm has one.
+pub fn norm_shapes(config: &ModelConfig, name: Option<&str>, width: usize) -> Vec<(String, Vec<usize>)> {
+    let Some(name) = name else { return Vec::new() };
+    let mut list = vec![(format!("{name}.weight"), vec![width])];
+    if config.norm == NormKind::Layer {
+        list.push((format!("{name}.bias"), vec![width]));
+    }
+    list
+}
+
+/// Whether a parameter (of any family) is the weight of a norm: what starts at 1 instead of at random.
+pub fn is_norm_weight(name: &str) -> bool {
+    let module = name.strip_suffix(".weight").and_then(|module| module.rsplit('.').next());
+    module.is_some_and(|module| ["norm", "LayerNorm", "layernorm_embedding"].iter().any(|end| module.ends_with(end)) || module.starts_with("ln_"))
 }
 
 /// The parameters of layer `layer` (from 0).
 pub fn layer(config: &ModelConfig, layer: usize) -> Vec<Parameter> {
-    let full = |(name, shape)| Parameter { name: layer_parameter(layer, name), shape };
+    let full = |(name, shape): (String, _)| Parameter { name: layer_parameter(config, layer, &name), shape };
     layer_shapes(config).into_iter().map(full).collect()
 }
 
-/// The embedding: `[vocab, width]`.
+/// The embedding's matrix: `[vocab, width]`.
 pub fn embedding(config: &ModelConfig) -> Parameter {
-    Parameter { name: EMBEDDING.to_string(), shape: vec![config.vocab, config.width] }
+    Parameter { name: format!("{}.weight", config.names().embedding), shape: vec![config.vocab, config.width] }
 }
 
-/// The norm behind the last layer: `[width]`.
-pub fn final_norm(config: &ModelConfig) -> Parameter {
-    Parameter { name: FINAL_NORM.to_string(), shape: vec![config.width] }
+/// The table of learned positions, its unused first rows included.
+pub fn position_table(config: &ModelConfig) -> Option<Parameter> {
+    let Positions::Learned { offset } = config.positions else { return None };
+    let name = format!("{}.weight", config.names().positions?);
+    Some(Parameter { name, shape: vec![config.max_positions + offset, config.width] })
 }
 
-/// The head: `[vocab, width]`; a tied head is the embedding.
-pub fn head(config: &ModelConfig) -> Parameter {
-    let name = if config.tied_head { EMBEDDING } else { HEAD };
-    Parameter { name: name.to_string(), shape: vec![config.vocab, config.width] }
+/// The table of token types.
+pub fn token_type_table(config: &ModelConfig) -> Option<Parameter> {
+    let name = format!("{}.weight", config.names().token_types.filter(|_| config.token_types > 0)?);
+    Some(Parameter { name, shape: vec![config.token_types, config.width] })
+}
+
+/// What the embedding consists of beside its matrix.
+fn embedding_extras(config: &ModelConfig) -> Vec<Parameter> {
+    let mut list: Vec<_> = position_table(config).into_iter().chain(token_type_table(config)).collect();
+    list.extend(parameters(norm_shapes(config, config.names().embedding_norm, config.width)));
+    list
+}
+
+/// The table of the relative position bias, `[buckets, heads]`: every layer reads it.
+pub fn relative_bias(config: &ModelConfig) -> Option<Parameter> {
+    let Positions::Relative { buckets, .. } = config.positions else { return None };
+    Some(Parameter { name: format!("{}.weight", config.names().relative_bias?), shape: vec![buckets, config.heads] })
+}
+
+/// The norm behind the last layer.
+pub fn final_norm(config: &ModelConfig) -> Vec<Parameter> {
+    parameters(norm_shapes(config, config.names().final_norm, config.width)).collect()
+}
+
+/// The head's matrix: `[classes, width]`; a tied head is the embedding.
+pub fn head(config: &ModelConfig) -> Option<Parameter> {
+    let names = &config.family.table().head;
+    let name = match config.head {
+        HeadKind::None => return None,
+        HeadKind::Classifier { .. } => names.classifier?[1],
+        HeadKind::Language | HeadKind::Masked if config.tied_head => config.names().embedding,
+        HeadKind::Language | HeadKind::Masked => names.weight,
+    };
+    Some(Parameter { name: format!("{name}.weight"), shape: vec![config.classes(), config.width] })
+}
+
+/// The bias on the logits.
+pub fn head_bias(config: &ModelConfig) -> Option<Parameter> {
+    let names = &config.family.table().head;
+    match config.head {
+        HeadKind::None => None,
+        HeadKind::Classifier { labels } => Some(Parameter { name: format!("{}.bias", names.classifier?[1]), shape: vec![labels] }),
+        HeadKind::Language | HeadKind::Masked => names.bias.map(|(name, ones)| {
+            let mut shape = vec![1; ones];
+            shape.push(config.vocab);
+            Parameter { name: name.to_string(), shape }
+        }),
+    }
+}
+
+/// What lies between the last layer and the head's matrix, beside the final norm: a linear layer and perhaps a norm.
+pub fn head_transform(config: &ModelConfig) -> Vec<Parameter> {
+    let names = &config.family.table().head;
+    let dense = |name: &str| {
+        let square = Parameter { name: format!("{name}.weight"), shape: vec![config.width, config.width] };
+        vec![square, Parameter { name: format!("{name}.bias"), shape: vec![config.width] }]
+    };
+    match (config.head, names.transform, names.classifier) {
+        (HeadKind::Masked, Some([linear, norm]), _) => {
+            let mut list = dense(linear);
+            list.extend(parameters(norm_shapes(config, Some(norm), config.width)));
+            list
+        }
+        (HeadKind::Classifier { .. }, _, Some([pooler, _])) => dense(pooler),
+        _ => Vec::new(),
+    }
+}
+
+fn parameters(list: Vec<(String, Vec<usize>)>) -> impl Iterator<Item = Parameter> {
+    list.into_iter().map(|(name, shape)| Parameter { name, shape })
 }
 
 /// Which parts of a model somebody holds.
@@ -92,7 +199,7 @@ pub fn head(config: &ModelConfig) -> Parameter {
 pub struct Parts {
     /// Layers, from 0.
     pub layers: Range<usize>,
-    /// Whether the embedding is among them.
+    /// Whether the embedding is among them, and with it the encoder where the model has one.
     pub embedding: bool,
     /// Whether the final norm and the head are among them.
     pub head: bool,
@@ -119,15 +226,22 @@ impl Parts {
         let mut list = Vec::new();
         if self.embedding {
             list.push(embedding(config));
+            if let Some(encoder) = &config.encoder {
+                list.extend(Parts::all(encoder).parameters(encoder).into_iter().skip(1));
+            }
+            list.extend(embedding_extras(config));
+        }
+        if !self.layers.is_empty() {
+            list.extend(relative_bias(config));
         }
         for index in self.layers.clone() {
             list.extend(layer(config, index));
         }
         if self.head {
-            list.push(final_norm(config));
-            if !(config.tied_head && self.embedding) {
-                list.push(head(config));
-            }
+            list.extend(final_norm(config));
+            list.extend(head_transform(config));
+            list.extend(head(config).filter(|head| !(self.embedding && *head == embedding(config))));
+            list.extend(head_bias(config));
         }
         list
     }
@@ -147,6 +261,61 @@ pub fn check(config: &ModelConfig, parts: &Parts, source: &dyn TensorSource) -> 
         }
     }
     Ok(())
+}
+
+impl ModelConfig {
+    /// Settles whether the head is the embedding, where the family leaves that to the weight file (T5); `has` says
+    /// whether the file holds a tensor.
+    pub fn settled_by(mut self, has: impl Fn(&str) -> bool) -> Self {
+        let table = self.family.table();
+        if table.file_ties_head && self.head == HeadKind::Language {
+            self.tied_head = !has(&format!("{}.weight", table.head.weight));
+        }
+        self
+    }
+}
+
+/// Refuses a file that holds a head of its own where the config says the head is the embedding, unless they agree.
+pub fn check_tied_head(config: &ModelConfig, source: &mut dyn TensorSource) -> Result<(), ModelError> {
+    let name = format!("{}.weight", config.family.table().head.weight);
+    let is_matrix = matches!(config.head, HeadKind::Language | HeadKind::Masked);
+    if !config.tied_head || !is_matrix || !source.has(&name) {
+        return Ok(());
+    }
+    let embedding = embedding(config);
+    match source.load(&name)? == source.load(&embedding.name)? {
+        true => Ok(()),
+        false => Err(ModelError::UntiedFile { name, embedding: embedding.name }),
+    }
+}
+
+/// What the base class of a family puts before its names, and files saved from that class leave out.
+const BASE_PREFIXES: [&str; 3] = ["model.", "transformer.", "bert."];
+
+/// The name under which a file holds the parameter `name`: files saved from a family's base class lack its prefix,
+/// Gemma's multimodal files have one more, and BERT's old ones call a LayerNorm's weight and bias gamma and beta.
+pub fn stored_name(name: &str, mut has: impl FnMut(&str) -> bool) -> Option<String> {
+    let base = BASE_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
+    let mut candidates = vec![name.to_string()];
+    candidates.extend(base.map(str::to_string));
+    if name.starts_with("model.") {
+        candidates.push(format!("language_model.{name}"));
+        candidates.extend(base.map(|base| format!("model.language_model.{base}")));
+    }
+    // The same parameter where BERT's head is tied.
+    candidates.extend((name == "cls.predictions.decoder.bias").then(|| "cls.predictions.bias".to_string()));
+    let old = |name: &String| {
+        let module = name.strip_suffix("LayerNorm.weight").map(|module| (module, "gamma"));
+        let module = module.or_else(|| name.strip_suffix("LayerNorm.bias").map(|module| (module, "beta")));
+        module.map(|(module, end)| format!("{module}LayerNorm.{end}"))
+    };
+    let old: Vec<_> = candidates.iter().filter_map(old).collect();
+    candidates.into_iter().chain(old).find(|candidate| has(candidate))
+}
+
+/// The names of a stack, and of the encoder before it.
+pub fn stacks(config: &ModelConfig) -> impl Iterator<Item = (&ModelConfig, &'static StackNames)> {
+    config.encoder.as_deref().into_iter().chain([config]).map(|config| (config, config.names()))
 }
 
 #[cfg(test)]
@@ -177,16 +346,17 @@ mod tests {
         let mut staged = Parts::stage(&config, 0..1).parameters(&config);
         staged.extend(Parts::stage(&config, 1..2).parameters(&config));
         assert_eq!(staged, Parts::all(&config).parameters(&config));
-        assert_eq!(staged.last().unwrap().name, HEAD);
+        assert_eq!(staged.last().unwrap().name, "lm_head.weight");
     }
 
     #[test]
     fn a_tied_head_is_the_embedding() {
         let mut config = config("llama");
         config.tied_head = true;
-        assert_eq!(head(&config).name, EMBEDDING);
+        let tied = embedding(&config);
+        assert_eq!(head(&config), Some(tied.clone()));
         let all = Parts::all(&config).parameters(&config);
-        assert_eq!(all.iter().filter(|p| p.name == EMBEDDING).count(), 1);
+        assert_eq!(all.iter().filter(|p| **p == tied).count(), 1);
         assert_eq!(Parts::head_only().parameters(&config).len(), 2);
     }
 }

@@ -129,6 +129,19 @@ impl RawTensor {
         }
     }
 
+    /// Whether every element is a finite number (integers are).
+    pub fn is_finite(&self) -> bool {
+        let bytes = &self.bytes;
+        match self.dtype {
+            // The exponent has all bits set in infinities and in what is not a number.
+            TensorDtype::F32 => chunks(bytes).all(|b| f32::from_le_bytes(b).is_finite()),
+            TensorDtype::F16 => chunks(bytes).all(|b| u16::from_le_bytes(b) & 0x7c00 != 0x7c00),
+            TensorDtype::Bf16 => chunks(bytes).all(|b| u16::from_le_bytes(b) & 0x7f80 != 0x7f80),
+            TensorDtype::F64 => chunks(bytes).all(|b| f64::from_le_bytes(b).is_finite()),
+            _ => true,
+        }
+    }
+
     /// The elements as whole numbers, from any number format (floats are truncated).
     pub fn to_i64(&self) -> Vec<i64> {
         let bytes = &self.bytes;
@@ -387,15 +400,19 @@ impl MemoryTensors {
             .collect();
         Ok(Self { tensors })
     }
+
+    fn find(&self, name: &str) -> Option<&RawTensor> {
+        self.tensors.get(&crate::names::stored_name(name, |name| self.tensors.contains_key(name))?)
+    }
 }
 
 impl TensorSource for MemoryTensors {
     fn load(&mut self, name: &str) -> Result<RawTensor, ModelError> {
-        self.tensors.get(name).cloned().ok_or_else(|| ModelError::MissingTensor { name: name.to_string() })
+        self.find(name).cloned().ok_or_else(|| ModelError::MissingTensor { name: name.to_string() })
     }
 
     fn entry(&self, name: &str) -> Option<TensorEntry> {
-        self.tensors.get(name).map(|tensor| TensorEntry {
+        self.find(name).map(|tensor| TensorEntry {
             dtype: tensor.dtype,
             shape: tensor.shape.clone(),
             start: 0,

@@ -183,7 +183,7 @@ fn an_index_never_leads_out_of_the_folder() {
 #[test]
 fn an_unknown_family_is_named_with_what_is_supported() {
     let folder = folder();
-    std::fs::write(folder.path().join("config.json"), r#"{"model_type":"t5"}"#).unwrap();
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type":"mamba"}"#).unwrap();
     let text = message(folder.path());
-    assert!(text.contains("`t5`") && text.contains("llama, mistral, qwen2, qwen3"), "{text}");
+    assert!(text.contains("`mamba`") && text.contains("llama, mistral, qwen2, qwen3"), "{text}");
 }

@@ -294,7 +294,7 @@ impl Worker {
             }
             None => None,
         };
-        let stage = barycenter_engine::llama::LlamaStage::load(&self.device, &config, &mut model.weights, &Parts::all(&config))?;
+        let stage = barycenter_engine::backbone::Backbone::load(&self.device, &config, &mut model.weights, &Parts::all(&config))?;
         let side = match side {
             Some((layout, flat)) => Some(barycenter_engine::side::Side::new(&self.device, layout, &flat)?),
             None => None,

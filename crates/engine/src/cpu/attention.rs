@@ -13,46 +13,61 @@ pub(super) fn lengths(shape: &AttentionShape) -> (usize, usize) {
     (len(shape.queries, shape.heads), len(shape.keys, shape.kv_heads))
 }
 
-/// What the gradient needs of the forward pass.
-pub(super) struct Forward<'a> {
+/// Elements of the bias by distance.
+pub(super) fn bias_len(shape: &AttentionShape) -> usize {
+    (2 * shape.bias_zero as usize + 1) * shape.heads as usize
+}
+
+/// What an attention reads.
+pub(super) struct Inputs<'a> {
     pub q: &'a [f32],
     pub k: &'a [f32],
     pub v: &'a [f32],
     pub table: &'a [u32],
+    pub bias: Option<&'a [f32]>,
+}
+
+/// What the gradient needs of the forward pass.
+pub(super) struct Forward<'a> {
+    pub inputs: Inputs<'a>,
     pub out: &'a [f32],
     pub lse: &'a [f32],
 }
 
-pub(super) fn attention(q: &[f32], k: &[f32], v: &[f32], table: &[u32], out: &mut [f32], lse: &mut [f32], shape: &AttentionShape) {
-    let tasks = Task::all(table, shape);
+/// What the gradient writes; `dbias` is empty where it is not wanted.
+pub(super) struct Gradients<'a> {
+    pub delta: &'a mut [f32],
+    pub dq: &'a mut [f32],
+    pub dk: &'a mut [f32],
+    pub dv: &'a mut [f32],
+    pub dbias: &'a mut [f32],
+}
+
+pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], shape: &AttentionShape) {
+    let tasks = Task::all(inputs.table, shape);
     let work = tasks.iter().map(Task::work).sum();
-    let results = simd::map_tasks(tasks.len(), work, |index| attend(&tasks[index], q, k, v, shape));
+    let results = simd::map_tasks(tasks.len(), work, |index| attend(&tasks[index], inputs, shape));
     for (task, (task_out, task_lse)) in tasks.iter().zip(results) {
         task.put_queries(&task_out, out, task.head_dim);
         task.put_queries(&task_lse, lse, 1);
     }
 }
 
-pub(super) fn attention_grad(
-    forward: &Forward<'_>,
-    dout: &[f32],
-    delta: &mut [f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-    shape: &AttentionShape,
-) {
-    let tasks = Task::all(forward.table, shape);
+pub(super) fn attention_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<'_>, shape: &AttentionShape) {
+    let tasks = Task::all(forward.inputs.table, shape);
     let work = tasks.iter().map(Task::work).sum();
-    let results = simd::map_tasks(tasks.len(), work, |index| attend_grad(&tasks[index], forward, dout, shape));
-    for values in [&mut *dq, dk, dv, delta] {
+    let bias_wanted = !to.dbias.is_empty();
+    let results = simd::map_tasks(tasks.len(), work, |index| attend_grad(&tasks[index], forward, dout, bias_wanted, shape));
+    for values in [&mut *to.dq, to.dk, to.dv, to.delta, to.dbias] {
         values.fill(0.0);
     }
     for (task, grads) in tasks.iter().zip(results) {
-        task.put_queries(&grads.dq, dq, task.head_dim);
-        task.put_queries(&grads.delta, delta, 1);
-        task.put_keys(&grads.dk, dk);
-        task.put_keys(&grads.dv, dv);
+        task.put_queries(&grads.dq, to.dq, task.head_dim);
+        task.put_queries(&grads.delta, to.delta, 1);
+        task.put_keys(&grads.dk, to.dk);
+        task.put_keys(&grads.dv, to.dv);
+        let rows = to.dbias.chunks_exact_mut(shape.heads as usize).zip(grads.dbias.chunks_exact(task.group));
+        rows.for_each(|(sum, part)| sum[task.kv_head * task.group..].iter_mut().zip(part).for_each(|(sum, part)| *sum += part));
     }
 }
 
@@ -107,6 +122,22 @@ impl Task {
         start..end
     }
 
+    /// Row of the bias for query `i` and key `j`.
+    fn bias_row(&self, i: usize, j: usize, shape: &AttentionShape) -> usize {
+        shape.bias_zero as usize + self.queries + j - self.keys - i
+    }
+
+    /// Brings raw scores of query `i` and keys `first..` to their scaled and biased form.
+    fn bias_scores(&self, scores: &mut [f32], bias: &[f32], (g, i): (usize, usize), first: usize, shape: &AttentionShape) {
+        let heads = shape.heads as usize;
+        let head = self.kv_head * self.group + g;
+        let seen = self.seen(i, shape);
+        for j in seen {
+            let score = &mut scores[j - first];
+            *score = *score * shape.scale + bias[self.bias_row(i, j, shape) * heads + head];
+        }
+    }
+
     /// Blocks of queries with the keys any of them sees: (first query, count, keys).
     fn blocks(&self, shape: &AttentionShape) -> impl Iterator<Item = (usize, usize, std::ops::Range<usize>)> {
         (0..self.queries).step_by(QUERY_BLOCK).map(|first| {
@@ -132,7 +163,8 @@ impl Task {
 }
 
 /// Returns the outputs `[group, queries, head_dim]` and log-sums `[group, queries]`.
-fn attend(task: &Task, q: &[f32], k: &[f32], v: &[f32], shape: &AttentionShape) -> (Vec<f32>, Vec<f32>) {
+fn attend(task: &Task, inputs: &Inputs<'_>, shape: &AttentionShape) -> (Vec<f32>, Vec<f32>) {
+    let Inputs { q, k, v, bias, .. } = *inputs;
     let mut out = vec![0f32; task.group * task.queries * task.head_dim];
     let mut lse = vec![0f32; task.group * task.queries];
     let mut scores = Vec::new();
@@ -145,7 +177,12 @@ fn attend(task: &Task, q: &[f32], k: &[f32], v: &[f32], shape: &AttentionShape) 
             strided(query, key, &mut scores, (width, 1), (count, width, task.head_dim), false, false);
             for (i, row) in scores.chunks_exact_mut(width).enumerate() {
                 let seen = task.seen(first + i, shape);
-                lse[g * task.queries + first + i] = softmax_row(row, seen.start - keys.start, seen.end - keys.start, shape.scale);
+                let mut scale = shape.scale;
+                if let Some(bias) = bias {
+                    task.bias_scores(row, bias, (g, first + i), keys.start, shape);
+                    scale = 1.0;
+                }
+                lse[g * task.queries + first + i] = softmax_row(row, seen.start - keys.start, seen.end - keys.start, scale);
             }
             let value = Matrix(&v[task.k_at(keys.start)..], (task.k_stride, 1));
             let out = &mut out[(g * task.queries + first) * task.head_dim..];
@@ -161,15 +198,19 @@ struct Grads {
     dk: Vec<f32>,
     dv: Vec<f32>,
     delta: Vec<f32>,
+    /// `[distances, group]`, or empty.
+    dbias: Vec<f32>,
 }
 
-fn attend_grad(task: &Task, forward: &Forward<'_>, dout: &[f32], shape: &AttentionShape) -> Grads {
+fn attend_grad(task: &Task, forward: &Forward<'_>, dout: &[f32], bias_wanted: bool, shape: &AttentionShape) -> Grads {
+    let inputs = &forward.inputs;
     let (rows, head_dim) = (task.group * task.queries, task.head_dim);
     let mut grads = Grads {
         dq: vec![0f32; rows * head_dim],
         dk: vec![0f32; task.keys * head_dim],
         dv: vec![0f32; task.keys * head_dim],
         delta: vec![0f32; rows],
+        dbias: vec![0f32; if bias_wanted { (2 * shape.bias_zero as usize + 1) * task.group } else { 0 }],
     };
     let (mut probs, mut dscores) = (Vec::new(), Vec::new());
     for g in 0..task.group {
@@ -177,10 +218,10 @@ fn attend_grad(task: &Task, forward: &Forward<'_>, dout: &[f32], shape: &Attenti
             let width = keys.len();
             probs.resize(count * width, 0.0);
             dscores.resize(count * width, 0.0);
-            let queries = &forward.q[task.q_at(g, first)..];
+            let queries = &inputs.q[task.q_at(g, first)..];
             let douts = &dout[task.q_at(g, first)..];
-            let keys_from = &forward.k[task.k_at(keys.start)..];
-            let values_from = &forward.v[task.k_at(keys.start)..];
+            let keys_from = &inputs.k[task.k_at(keys.start)..];
+            let values_from = &inputs.v[task.k_at(keys.start)..];
             let (q_stride, k_stride) = (task.q_stride, task.k_stride);
             let sizes = (count, width, head_dim);
             strided(Matrix(queries, (q_stride, 1)), Matrix(keys_from, (1, k_stride)), &mut probs, (width, 1), sizes, false, false);
@@ -191,7 +232,17 @@ fn attend_grad(task: &Task, forward: &Forward<'_>, dout: &[f32], shape: &Attenti
                 grads.delta[g * task.queries + first + i] = delta;
                 let seen = task.seen(first + i, shape);
                 let lse = forward.lse[at / head_dim];
-                score_grad_row(p, ds, seen.start - keys.start, seen.end - keys.start, shape.scale, lse, delta);
+                let mut scale = shape.scale;
+                if let Some(bias) = inputs.bias {
+                    task.bias_scores(p, bias, (g, first + i), keys.start, shape);
+                    scale = 1.0;
+                }
+                score_grad_row(p, ds, seen.start - keys.start, seen.end - keys.start, (scale, shape.scale), lse, delta);
+                if bias_wanted {
+                    for j in seen {
+                        grads.dbias[task.bias_row(first + i, j, shape) * task.group + g] += ds[j - keys.start] / shape.scale;
+                    }
+                }
             }
             let dq = &mut grads.dq[(g * task.queries + first) * head_dim..];
             strided(Matrix(&dscores, (width, 1)), Matrix(keys_from, (k_stride, 1)), dq, (head_dim, 1), (count, head_dim, width), false, false);
@@ -226,15 +277,16 @@ kernel! {
 }
 
 kernel! {
-    /// Raw scores in `p` become probabilities, d(probability) in `ds` becomes d(raw score).
-    fn score_grad_row(p: &mut [f32], ds: &mut [f32], start: usize, end: usize, scale: f32, lse: f32, delta: f32) {
+    /// Scores in `p`, times `scales.0`, become probabilities; d(probability) in `ds` becomes d(raw score), `scales.1`
+    /// being what a raw score is multiplied by.
+    fn score_grad_row(p: &mut [f32], ds: &mut [f32], start: usize, end: usize, scales: (f32, f32), lse: f32, delta: f32) {
         for row in [&mut *p, &mut *ds] {
             row[..start].fill(0.0);
             row[end..].fill(0.0);
         }
         for (p, ds) in p[start..end].iter_mut().zip(&mut ds[start..end]) {
-            *p = exp(*p * scale - lse);
-            *ds = *p * (*ds - delta) * scale;
+            *p = exp(*p * scales.0 - lse);
+            *ds = *p * (*ds - delta) * scales.1;
         }
     }
 }

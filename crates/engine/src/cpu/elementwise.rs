@@ -1,6 +1,7 @@
 //! Operations on corresponding elements, and sums over them.
 
-use super::simd::{self, LANES, kernel, lane_sum, sigmoid};
+use super::simd::{self, LANES, exp, kernel, lane_sum, sigmoid};
+use crate::op::Activation;
 
 pub(super) fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
     simd::for_row_chunks(out, 1, |first, out| add_chunk(&a[first..], &b[first..], out));
@@ -26,26 +27,57 @@ kernel! {
     }
 }
 
-pub(super) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    simd::for_row_chunks(out, 1, |first, out| silu_mul_chunk(&gate[first..], &up[first..], out));
+pub(super) fn activate(activation: Activation, x: &[f32], up: Option<&[f32]>, out: &mut [f32]) {
+    simd::for_row_chunks(out, 1, |first, out| match (activation, up) {
+        (Activation::Silu, Some(up)) => silu_mul(&x[first..], &up[first..], out),
+        _ => activate_chunk(activation, &x[first..], up.map(|up| &up[first..]), out),
+    });
 }
 
 kernel! {
-    fn silu_mul_chunk(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    /// The commonest activation with a gate, in one pass.
+    fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
         for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
             *out = gate * sigmoid(gate) * up;
         }
     }
 }
 
-pub(super) fn silu_mul_grad(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    simd::for_row_chunks2(dgate, 1, dup, 1, |first, dgate, dup| {
-        silu_mul_grad_chunk(&gate[first..], &up[first..], &dout[first..], dgate, dup);
-    });
+kernel! {
+    fn activate_chunk(activation: Activation, x: &[f32], up: Option<&[f32]>, out: &mut [f32]) {
+        match activation {
+            Activation::Silu => map(x, out, |x| x * sigmoid(x)),
+            Activation::Gelu => map(x, out, |x| x * normal_distribution(x)),
+            Activation::GeluTanh => map(x, out, |x| x * sigmoid(tanh_argument(x))),
+            Activation::QuickGelu => map(x, out, |x| x * sigmoid(QUICK * x)),
+            Activation::Relu => map(x, out, |x| x.max(0.0)),
+            Activation::Tanh => map(x, out, |x| 2.0 * sigmoid(2.0 * x) - 1.0),
+        }
+        if let Some(up) = up {
+            for (out, up) in out.iter_mut().zip(up) {
+                *out *= up;
+            }
+        }
+    }
+}
+
+/// Where `up` is not given, `dup` is empty.
+pub(super) fn activate_grad(activation: Activation, x: &[f32], up: Option<&[f32]>, dout: &[f32], dx: &mut [f32], dup: &mut [f32]) {
+    match up {
+        Some(up) if activation == Activation::Silu => simd::for_row_chunks2(dx, 1, dup, 1, |first, dx, dup| {
+            silu_mul_grad(&x[first..], &up[first..], &dout[first..], dx, dup);
+        }),
+        Some(up) => simd::for_row_chunks2(dx, 1, dup, 1, |first, dx, dup| {
+            activate_grad_chunk(activation, &x[first..], &dout[first..], dx);
+            activate_chunk(activation, &x[first..], Some(&dout[first..]), dup);
+            multiply(dx, &up[first..]);
+        }),
+        None => simd::for_row_chunks(dx, 1, |first, dx| activate_grad_chunk(activation, &x[first..], &dout[first..], dx)),
+    }
 }
 
 kernel! {
-    fn silu_mul_grad_chunk(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    fn silu_mul_grad(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
         let inputs = gate.iter().zip(up).zip(dout);
         for ((dgate, dup), ((&gate, up), dout)) in dgate.iter_mut().zip(dup).zip(inputs) {
             let s = sigmoid(gate);
@@ -53,6 +85,69 @@ kernel! {
             *dup = dout * gate * s;
         }
     }
+}
+
+kernel! {
+    /// `dx = dout · act'(x)`.
+    fn activate_grad_chunk(activation: Activation, x: &[f32], dout: &[f32], dx: &mut [f32]) {
+        match activation {
+            Activation::Silu => map(x, dx, |x| swish_slope(x, x, 1.0)),
+            Activation::Gelu => map(x, dx, |x| normal_distribution(x) + x * exp(-0.5 * x * x) * INV_SQRT_2PI),
+            Activation::GeluTanh => map(x, dx, |x| swish_slope(x, tanh_argument(x), TANH * (1.0 + 3.0 * CUBIC * x * x))),
+            Activation::QuickGelu => map(x, dx, |x| swish_slope(x, QUICK * x, QUICK)),
+            Activation::Relu => map(x, dx, |x| if x > 0.0 { 1.0 } else { 0.0 }),
+            Activation::Tanh => map(x, dx, |x| {
+                let s = sigmoid(2.0 * x);
+                4.0 * s * (1.0 - s)
+            }),
+        }
+        multiply(dx, dout);
+    }
+}
+
+/// 2 √(2/π): `(1 + tanh u) / 2 = sigmoid(2u)`.
+const TANH: f32 = 1.595_769_1;
+/// The cubic term of GELU's tanh form.
+const CUBIC: f32 = 0.044_715;
+/// The factor of the quick GELU.
+const QUICK: f32 = 1.702;
+const INV_SQRT_2PI: f32 = 0.398_942_3;
+
+#[inline(always)]
+fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = f(x);
+    }
+}
+
+kernel! {
+    fn multiply(y: &mut [f32], factors: &[f32]) {
+        for (y, factor) in y.iter_mut().zip(factors) {
+            *y *= factor;
+        }
+    }
+}
+
+#[inline(always)]
+fn tanh_argument(x: f32) -> f32 {
+    TANH * (x + CUBIC * x * x * x)
+}
+
+/// The slope of `x · sigmoid(z)`, where `dz` is that of z.
+#[inline(always)]
+fn swish_slope(x: f32, z: f32, dz: f32) -> f32 {
+    let s = sigmoid(z);
+    s * (1.0 + x * dz * (1.0 - s))
+}
+
+/// Φ(x) = (1 + erf(x/√2)) / 2; erf by Abramowitz and Stegun 7.1.26, 1.5·10⁻⁷ off at most.
+#[inline(always)]
+fn normal_distribution(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let poly = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_8) * t - 0.284_496_74) * t + 0.254_829_6) * t;
+    let tail = 0.5 * poly * exp(-z * z);
+    if x < 0.0 { tail } else { 1.0 - tail }
 }
 
 /// μ = sigmoid(gate / temperature).

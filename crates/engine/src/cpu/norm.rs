@@ -1,4 +1,4 @@
-//! Root-mean-square normalisation and tap scaling, per row.
+//! Root-mean-square normalisation, centring and tap scaling, per row.
 
 use super::simd::{self, LANES, dot, kernel, lane_sum};
 
@@ -77,6 +77,21 @@ kernel! {
         for ((x, dy), inv) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(inv) {
             for ((dw, x), dy) in dweight.iter_mut().zip(x).zip(dy) {
                 *dw += dy * x * inv;
+            }
+        }
+    }
+}
+
+pub(super) fn center_rows(x: &[f32], out: &mut [f32], cols: usize, accumulate: bool) {
+    simd::for_row_chunks(out, cols, |first, out| center_rows_chunk(&x[first * cols..][..out.len()], out, cols, accumulate));
+}
+
+kernel! {
+    fn center_rows_chunk(x: &[f32], out: &mut [f32], cols: usize, accumulate: bool) {
+        for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+            let mean = simd::sum(x) / cols as f32;
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = if accumulate { *out + (x - mean) } else { x - mean };
             }
         }
     }

@@ -130,6 +130,18 @@ kernel! {
     }
 }
 
+/// `src` and `dst` begin at the first column of the first row.
+pub(super) fn copy_columns(src: &[f32], dst: &mut [f32], (rows, cols): (usize, usize), (src_stride, dst_stride): (usize, usize), accumulate: bool) {
+    for row in 0..rows {
+        let (src, dst) = (&src[row * src_stride..][..cols], &mut dst[row * dst_stride..][..cols]);
+        if accumulate {
+            dst.iter_mut().zip(src).for_each(|(dst, src)| *dst += src);
+        } else {
+            dst.copy_from_slice(src);
+        }
+    }
+}
+
 pub(super) fn gather_rows(x: &[f32], indices: &[u32], out: &mut [f32], cols: usize) {
     for (out, &index) in out.chunks_exact_mut(cols).zip(indices) {
         out.copy_from_slice(&x[index as usize * cols..][..cols]);

@@ -3,7 +3,7 @@
 mod attention;
 mod matmul;
 
-use crate::op::{BufferId, Dtype, Op, Slice};
+use crate::op::{Activation, BufferId, Dtype, Op, Slice};
 
 /// Work that one submit may carry, in floating-point operations: 4·10⁹ take 80 ms on a phone's 50 GFLOP/s, and
 /// 0.4 ms, still several times the cost of a submit, on a desktop's 10 TFLOP/s.
@@ -118,17 +118,30 @@ pub fn plan(op: &Op) -> Plan {
             set_constants(&mut plan, &[("IN_PLACE", in_place as u32)]);
             plan
         }
-        Op::Attention { q, k, v, table, out, lse, ref shape } => attention::forward(q, k, v, table, out, lse, shape),
-        Op::AttentionGrad { q, k, v, table, out, lse, dout, delta, dq, dk, dv, ref shape } => {
-            let forward = attention::Forward { q, k, v, table, out, lse };
-            attention::gradient(&forward, dout, delta, (dq, dk, dv), shape)
+        Op::Attention { q, k, v, table, bias, out, lse, ref shape } => {
+            attention::forward(&attention::Forward { q, k, v, table, bias, out, lse }, shape)
         }
-        Op::SiluMul { gate, up, out, len } => {
-            elements("silu_mul", vec![at(gate, len), at(up, len), at(out, len)], len, &[])
+        Op::AttentionGrad { q, k, v, table, out, lse, dout, delta, bias, dq, dk, dv, dbias, ref shape } => {
+            let forward = attention::Forward { q, k, v, table, bias, out, lse };
+            attention::gradient(&forward, dout, delta, &attention::Gradients { dq, dk, dv, dbias }, shape)
         }
-        Op::SiluMulGrad { gate, up, dout, dgate, dup, len } => {
-            let bindings = vec![at(gate, len), at(up, len), at(dout, len), at(dgate, len), at(dup, len)];
-            elements("silu_mul_grad", bindings, len, &[])
+        Op::Activate { activation, x, up, out, len } => {
+            let mut plan = elements("activate", vec![at(x, len), optional(up, len), at(out, len)], len, &[]);
+            set_constants(&mut plan, &[("ACTIVATION", activation_number(activation)), ("GATED", up.is_some() as u32)]);
+            plan
+        }
+        Op::ActivateGrad { activation, x, up, dout, dx, dup, len } => {
+            let bindings = vec![at(x, len), optional(up, len), at(dout, len), at(dx, len), optional(dup, len)];
+            let mut plan = elements("activate_grad", bindings, len, &[]);
+            set_constants(&mut plan, &[("ACTIVATION", activation_number(activation)), ("GATED", up.is_some() as u32)]);
+            plan
+        }
+        Op::CenterRows { x, out, rows, cols, accumulate } => {
+            lanes("center_rows", vec![at(x, rows * cols), at(out, rows * cols)], rows, cols, &[accumulate as u32])
+        }
+        Op::CopyColumns { src, dst, rows, cols, src_stride, dst_stride, accumulate } => {
+            let params = [cols, src_stride, dst_stride, accumulate as u32];
+            elements("copy_columns", vec![to_end(src), to_end(dst)], rows * cols, &params)
         }
         Op::TapScale { x, out, rho, rows, cols } => {
             lanes("tap_scale", vec![at(x, rows * cols), at(out, rows * cols), at(rho, rows)], rows, cols, &[])
@@ -221,6 +234,22 @@ fn scratch(index: usize, words: u32) -> Binding {
 
 fn unused() -> Binding {
     Binding { source: Source::Unused, offset: 0, per_word: 1, words: 0 }
+}
+
+fn optional(slice: Option<Slice>, words: u32) -> Binding {
+    slice.map_or_else(unused, |slice| at(slice, words))
+}
+
+/// The kernels' `ACTIVATION`.
+fn activation_number(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::QuickGelu => 3,
+        Activation::Relu => 4,
+        Activation::Tanh => 5,
+    }
 }
 
 fn dtype_number(dtype: Dtype) -> u32 {

@@ -1,6 +1,7 @@
 //! Where the parameters of a side network start.
 
 use super::SideLayout;
+use barycenter_model::{ModelConfig, NormKind, names};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -19,26 +20,32 @@ pub fn initial_values(layout: &SideLayout, seed: u64) -> Vec<f32> {
     let infos = layout.infos();
     let shapes: std::collections::HashMap<&str, &[usize]> =
         infos.iter().map(|info| (info.name.as_str(), info.shape.as_slice())).collect();
+    let transposed = layout.side_model().family.table().transposed;
     let mut flat = vec![0f32; crate::params::flat_len(&infos)];
     for info in &infos {
         let target = &mut flat[info.offset..info.offset + info.elements()];
         if info.name.starts_with("side.gate") || info.name.starts_with("side.up") {
             continue;
         }
-        if is_norm(&info.name) {
-            target.fill(1.0);
+        if names::is_norm_weight(&info.name) {
+            target.fill(norm_start(layout.side_model()));
+            continue;
+        }
+        if info.name.strip_suffix("bias").is_some_and(|stem| names::is_norm_weight(&format!("{stem}weight"))) {
             continue;
         }
         // A bias is drawn from the range of the weight it belongs to.
         let weight = info.name.strip_suffix("bias").map(|stem| format!("{stem}weight"));
-        let fan_in = weight.as_deref().and_then(|name| shapes.get(name)).unwrap_or(&info.shape.as_slice()).last();
+        let shape = weight.as_deref().and_then(|name| shapes.get(name).copied()).unwrap_or(info.shape.as_slice());
+        let family_matrix = shape.len() == 2 && info.name.starts_with("side.layers");
+        let fan_in = if transposed && family_matrix { shape.first() } else { shape.last() };
         uniform(&info.name, seed, *fan_in.unwrap_or(&1), target);
     }
     flat
 }
 
 /// U(−1/√fan_in, 1/√fan_in): torch's `kaiming_uniform_(a = √5)`.
-fn uniform(name: &str, seed: u64, fan_in: usize, target: &mut [f32]) {
+pub(crate) fn uniform(name: &str, seed: u64, fan_in: usize, target: &mut [f32]) {
     let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
     let mut rng = named_rng(name, seed);
     for value in target {
@@ -46,8 +53,9 @@ fn uniform(name: &str, seed: u64, fan_in: usize, target: &mut [f32]) {
     }
 }
 
-pub(crate) fn is_norm(name: &str) -> bool {
-    name.ends_with("norm.weight")
+/// What a norm's weight is where it changes nothing.
+pub(crate) fn norm_start(model: &ModelConfig) -> f32 {
+    if model.norm == NormKind::RmsOnePlus { 0.0 } else { 1.0 }
 }
 
 /// A generator of its own for each (seed, name): the name hashed by 64-bit FNV-1a.

@@ -5,7 +5,7 @@
 
 use crate::EngineError;
 use crate::params::{ParameterInfo, flat_layout};
-use barycenter_model::{ModelConfig, RawTensor, names};
+use barycenter_model::{ModelConfig, Positions, RawTensor, names};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -39,7 +39,7 @@ pub fn side_model_config(model: &ModelConfig, reduction: usize) -> Result<ModelC
         ffn_width: divide("feed-forward width", model.ffn_width)?,
         ..model.clone()
     };
-    if side.head_dim % 2 == 1 {
+    if side.head_dim % 2 == 1 && matches!(side.positions, Positions::Rotary { .. }) {
         return Err(EngineError::BadReduction { what: "half head width", size: model.head_dim / 2, reduction });
     }
     Ok(side)
@@ -107,9 +107,9 @@ impl SideLayout {
         self.config.taps.iter().position(|&tap| tap == layer + 1)
     }
 
-    /// The sliding window of step `i`: that of the layer it taps.
-    pub fn window(&self, i: usize) -> usize {
-        self.model.window(self.config.taps[i] - 1)
+    /// The backbone layer (from 0) whose output step `i` taps, and whose window and rotation it has.
+    pub fn layer(&self, i: usize) -> usize {
+        self.config.taps[i] - 1
     }
 
     /// Names and shapes in flat order; the gates are single elements `side.gate.{i−1}`.
@@ -130,7 +130,7 @@ impl SideLayout {
             list.extend(layer.map(|(name, shape)| (format!("side.layers.{}.{name}", i - 1), shape)));
         }
         if self.is_last() {
-            list.push(("side.norm.weight".into(), vec![narrow]));
+            list.extend(names::norm_shapes(&self.side, Some("side.norm"), narrow));
             linear(&mut list, "side.up".into(), [wide, narrow]);
         }
         list

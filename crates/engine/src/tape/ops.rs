@@ -1,7 +1,7 @@
 //! The operations a tape can record: what each computes, and its gradient beside it.
 
 use super::{Tape, Var};
-use crate::op::{AttentionShape, Dtype, Layout, Op};
+use crate::op::{Activation, AttentionShape, Dtype, Layout, Op};
 use crate::tensor::Tensor;
 
 /// Where the queries of an attention find their keys.
@@ -9,6 +9,8 @@ use crate::tensor::Tensor;
 pub struct AttentionContext {
     /// Segment table, 4 words a segment (see [`Op::Attention`]).
     pub table: Tensor,
+    /// A bias on the scores by distance, `[2 · bias_zero + 1, heads]`.
+    pub bias: Option<Var>,
     /// Sizes.
     pub shape: AttentionShape,
 }
@@ -35,12 +37,17 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, c: &Tensor, inner: usize, layout: 
 }
 
 impl Tape {
-    /// `y = x · weightᵀ + bias`; x: `[rows, in]`, weight: `[out, in]` (may be packed if it is not trained), bias: `[out]`.
-    pub fn linear(&self, x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
-        let (rows, wide) = (x.value.rows(), weight.value.shape()[0]);
-        let inner = weight.value.cols();
+    /// `y = x · weightᵀ + bias`; x: `[rows, in]`, weight: `[out, in]`, or `[in, out]` where `transposed` (may be packed if
+    /// it is not trained), bias: `[out]`.
+    pub fn linear(&self, x: &Var, weight: &Var, bias: Option<&Var>, transposed: bool) -> Var {
+        let rows = x.value.rows();
+        let (wide, inner) = match transposed {
+            false => (weight.value.shape()[0], weight.value.cols()),
+            true => (weight.value.cols(), weight.value.shape()[0]),
+        };
+        let (there, back) = if transposed { (Layout::Nn, Layout::Nt) } else { (Layout::Nt, Layout::Nn) };
         let y = Tensor::empty(&self.device, &[rows, wide]);
-        product(&x.value, &weight.value, &y, inner, Layout::Nt, false);
+        product(&x.value, &weight.value, &y, inner, there, false);
         if let Some(bias) = bias {
             y.run(Op::AddBias { y: y.slice(), bias: bias.value.slice(), rows: n(rows), cols: n(wide) });
         }
@@ -51,15 +58,15 @@ impl Tape {
             Box::new(move |dy| {
                 if let Some(grad) = &x.grad {
                     let (dx, accumulate) = grad.target(&x.value);
-                    product(&dy, &weight.value, &dx.reshaped(&[rows, inner]), wide, Layout::Nn, accumulate);
+                    product(&dy, &weight.value, &dx.reshaped(&[rows, inner]), wide, back, accumulate);
                 }
                 if let Some(grad) = &weight.grad {
                     let (dw, accumulate) = grad.target(&weight.value);
-                    product(&dy, &x.value, &dw, rows, Layout::Tn, accumulate);
+                    let (left, right) = if transposed { (&x.value, &dy) } else { (&dy, &x.value) };
+                    product(left, right, &dw, rows, Layout::Tn, accumulate);
                 }
-                if let Some((bias, grad)) = bias.as_ref().and_then(|bias| Some((bias, bias.grad.as_ref()?))) {
-                    let (db, accumulate) = grad.target(&bias.value);
-                    dy.run(Op::ColumnSum { x: dy.slice(), out: db.slice(), rows: n(rows), cols: n(wide), accumulate });
+                if let Some(bias) = &bias {
+                    bias.add_bias_gradient(&dy);
                 }
             })
         })
@@ -105,8 +112,8 @@ impl Tape {
         })
     }
 
-    /// RMSNorm over the last `weight.len()` elements: rows may be tokens or heads.
-    pub fn rms_norm(&self, x: &Var, weight: &Var, eps: f32) -> Var {
+    /// RMSNorm over the last `weight.len()` elements, times `weight + weight_shift`: rows may be tokens or heads.
+    pub fn rms_norm(&self, x: &Var, weight: &Var, eps: f32, weight_shift: f32) -> Var {
         let cols = weight.value.len();
         let rows = x.value.len() / cols;
         let out = Tensor::empty(&self.device, x.value.shape());
@@ -119,7 +126,7 @@ impl Tape {
             rows: n(rows),
             cols: n(cols),
             eps,
-            weight_shift: 0.0,
+            weight_shift,
         });
         self.output(out, &[x, weight], || {
             let (x, weight) = (x.clone(), weight.clone());
@@ -143,7 +150,7 @@ impl Tape {
                         dx: dx.slice(),
                         rows,
                         cols,
-                        weight_shift: 0.0,
+                        weight_shift,
                         accumulate,
                     });
                 }
@@ -191,13 +198,18 @@ impl Tape {
             k: k.value.slice(),
             v: v.value.slice(),
             table: context.table.buffer(),
+            bias: context.bias.as_ref().map(|bias| bias.value.slice()),
             out: out.slice(),
             lse: lse.slice(),
             shape,
         });
-        self.output(out.clone(), &[q, k, v], || {
-            let (q, k, v, table) = (q.clone(), k.clone(), v.clone(), context.table.clone());
+        let mut inputs = vec![q, k, v];
+        inputs.extend(&context.bias);
+        self.output(out.clone(), &inputs, || {
+            let (q, k, v, table, bias) = (q.clone(), k.clone(), v.clone(), context.table.clone(), context.bias.clone());
             Box::new(move |dout| {
+                let trained_bias = bias.as_ref().filter(|bias| bias.is_trained());
+                let dbias = trained_bias.map(|bias| Tensor::empty(dout.device(), bias.value.shape()));
                 let delta = Tensor::empty(dout.device(), lse.shape());
                 let [dq, dk, dv] = [&q, &k, &v].map(|x| Tensor::empty(dout.device(), x.value.shape()));
                 dout.run(Op::AttentionGrad {
@@ -209,11 +221,16 @@ impl Tape {
                     lse: lse.slice(),
                     dout: dout.slice(),
                     delta: delta.slice(),
+                    bias: bias.as_ref().map(|bias| bias.value.slice()),
                     dq: dq.slice(),
                     dk: dk.slice(),
                     dv: dv.slice(),
+                    dbias: dbias.as_ref().map(Tensor::slice),
                     shape,
                 });
+                if let (Some(bias), Some(dbias)) = (trained_bias, dbias) {
+                    bias.add_gradient(dbias);
+                }
                 for (x, dx) in [(q, dq), (k, dk), (v, dv)] {
                     x.add_gradient(dx);
                 }
@@ -221,25 +238,31 @@ impl Tape {
         })
     }
 
-    /// `silu(gate) · up`.
-    pub fn silu_mul(&self, gate: &Var, up: &Var) -> Var {
-        let out = Tensor::empty(&self.device, gate.value.shape());
+    /// `act(x) · up`, or `act(x)`.
+    pub fn activate(&self, activation: Activation, x: &Var, up: Option<&Var>) -> Var {
+        let out = Tensor::empty(&self.device, x.value.shape());
         let len = n(out.len());
-        out.run(Op::SiluMul { gate: gate.value.slice(), up: up.value.slice(), out: out.slice(), len });
-        self.output(out, &[gate, up], || {
-            let (gate, up) = (gate.clone(), up.clone());
+        out.run(Op::Activate { activation, x: x.value.slice(), up: up.map(|up| up.value.slice()), out: out.slice(), len });
+        let mut inputs = vec![x];
+        inputs.extend(up);
+        self.output(out, &inputs, || {
+            let (x, up) = (x.clone(), up.cloned());
             Box::new(move |dout| {
-                let [dgate, dup] = [&gate, &up].map(|x| Tensor::empty(dout.device(), x.value.shape()));
-                dout.run(Op::SiluMulGrad {
-                    gate: gate.value.slice(),
-                    up: up.value.slice(),
+                let dx = Tensor::empty(dout.device(), x.value.shape());
+                let dup = up.as_ref().map(|up| Tensor::empty(dout.device(), up.value.shape()));
+                dout.run(Op::ActivateGrad {
+                    activation,
+                    x: x.value.slice(),
+                    up: up.as_ref().map(|up| up.value.slice()),
                     dout: dout.slice(),
-                    dgate: dgate.slice(),
-                    dup: dup.slice(),
+                    dx: dx.slice(),
+                    dup: dup.as_ref().map(Tensor::slice),
                     len,
                 });
-                gate.add_gradient(dgate);
-                up.add_gradient(dup);
+                x.add_gradient(dx);
+                if let (Some(up), Some(dup)) = (&up, dup) {
+                    up.add_gradient(dup);
+                }
             })
         })
     }

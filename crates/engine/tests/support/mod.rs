@@ -1,6 +1,8 @@
 //! What the tests of the WebGPU back end share.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod golden;
+
 use barycenter_engine::gpu::GpuBackend;
 
 /// The best adapter there is, a software one included; `None`, said on one line, if there is none at all.

@@ -1,11 +1,8 @@
 //! Brings weights to the device in the form they are stored in.
 
-use super::Shards;
-use crate::EngineError;
 use crate::op::Dtype;
-use crate::tape::Var;
 use crate::tensor::{Device, Tensor};
-use barycenter_model::{ModelConfig, RawTensor, TensorDtype, TensorSource};
+use barycenter_model::{RawTensor, TensorDtype};
 use std::ops::Range;
 
 /// A shard of the embedding or the head stays below half of WebGPU's default binding limit of 128 MiB.
@@ -26,20 +23,6 @@ pub fn upload(device: &Device, tensor: &RawTensor) -> Tensor {
 /// As f32, whatever it is stored as.
 pub fn upload_f32(device: &Device, tensor: &RawTensor) -> Tensor {
     Tensor::from_f32(device, &tensor.shape, &tensor.to_f32())
-}
-
-/// A table `[vocab, width]` as row shards.
-pub fn upload_shards(device: &Device, config: &ModelConfig, source: &mut dyn TensorSource, name: &str) -> Result<Shards, EngineError> {
-    let missing = || barycenter_model::ModelError::MissingTensor { name: name.to_string() };
-    let entry = source.entry(name).ok_or_else(missing)?;
-    entry.check_weight(name, &[config.vocab, config.width])?;
-    let row_bytes = config.width * entry.dtype.bytes();
-    shard_rows(config.vocab, row_bytes)
-        .map(|rows| {
-            let first = rows.start;
-            Ok((Var::constant(upload(device, &source.load_rows(name, rows)?)), first))
-        })
-        .collect()
 }
 
 /// The rows of each shard.

@@ -1,0 +1,166 @@
+//! The frozen (or wholly trained) model: embedding, layers, final norm and head, of any family.
+
+mod ends;
+mod layer;
+mod positions;
+mod source;
+mod weights;
+
+pub use ends::{Embeddings, Head, Shards};
+pub use layer::{Keys, LayerInput, LayerWeights, Linear, Memory, Norm, OwnKeys, layer_forward};
+pub use positions::Rotary;
+pub use weights::{SHARD_BYTES, upload, upload_f32};
+
+use crate::EngineError;
+use crate::packed::{DeviceBatch, cross_attention};
+use crate::params::ParameterSet;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Device, Tensor};
+use barycenter_model::names::{self, Parts};
+use barycenter_model::{ModelConfig, TensorSource};
+use positions::bias_by_distance;
+use source::{Frozen, ParameterSource};
+use std::ops::Range;
+
+/// Contiguous layers of a stack, with the embedding on the first stage and norm and head on the last. Of an
+/// encoder-decoder model it is the decoder; the encoder stands before the embedding.
+pub struct Backbone {
+    /// The stack's sizes.
+    pub config: ModelConfig,
+    /// Which layers, from 0.
+    pub range: Range<usize>,
+    /// On the first stage.
+    pub embeddings: Option<Embeddings>,
+    /// The layers of `range`.
+    pub layers: Vec<LayerWeights>,
+    /// On the last stage.
+    pub head: Option<Head>,
+    /// On the first stage of a decoder that has one.
+    pub encoder: Option<Box<Backbone>>,
+    device: Device,
+    rotary: Rotary,
+    /// `[buckets, heads]`.
+    relative_bias: Option<Var>,
+}
+
+impl Backbone {
+    /// Loads frozen weights, one tensor at a time; f16 and bf16 stay packed.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape than the config says or holds what is not a number; if the config says
+    /// that the head is the embedding and the file holds another.
+    pub fn load(device: &Device, config: &ModelConfig, source: &mut dyn TensorSource, parts: &Parts) -> Result<Self, EngineError> {
+        names::check(config, parts, source)?;
+        if parts.head && parts.embedding {
+            names::check_tied_head(config, source)?;
+        }
+        Self::build(device, config, &mut Frozen { device, source }, parts)
+    }
+
+    /// The whole model with every weight a trained leaf of `parameters` (named as in the weight file).
+    pub fn trained(device: &Device, config: &ModelConfig, parameters: &ParameterSet) -> Result<Self, EngineError> {
+        Self::build(device, config, &mut &*parameters, &Parts::all(config))
+    }
+
+    fn build(device: &Device, config: &ModelConfig, source: &mut dyn ParameterSource, parts: &Parts) -> Result<Self, EngineError> {
+        let words = if parts.embedding { Some(source.table(&names::embedding(config), 0)?) } else { None };
+        Self::build_on(device, config, source, parts, words)
+    }
+
+    /// With the embedding's matrix already there: the stacks of a model share it.
+    fn build_on(
+        device: &Device,
+        config: &ModelConfig,
+        source: &mut dyn ParameterSource,
+        parts: &Parts,
+        words: Option<Shards>,
+    ) -> Result<Self, EngineError> {
+        let encoder = match (&config.encoder, &words) {
+            (Some(encoder), Some(words)) => {
+                let encoder = Self::build_on(device, encoder, source, &Parts::all(encoder), Some(words.clone()))?;
+                Some(Box::new(encoder))
+            }
+            _ => None,
+        };
+        let embeddings = words.clone().map(|words| Embeddings::gather(config, words, source)).transpose()?;
+        let relative_bias = names::relative_bias(config).filter(|_| !parts.layers.is_empty());
+        let relative_bias = relative_bias.map(|table| source.get(&table.name)).transpose()?;
+        let mut layer = |index| LayerWeights::gather(config, |name| source.get(&names::layer_parameter(config, index, name)));
+        let layers = parts.layers.clone().map(&mut layer).collect::<Result<_, _>>()?;
+        let head = if parts.head { Some(Head::gather(config, words.as_ref(), source)?) } else { None };
+        let rotary = Rotary::new(device, config);
+        let (config, device) = (config.clone(), device.clone());
+        Ok(Self { config, range: parts.layers.clone(), embeddings, layers, head, encoder, device, rotary, relative_bias })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The embedding output `b_0: [tokens, width]`; `None` where the stage does not hold the embedding.
+    pub fn embed(&self, tape: &Tape, batch: &DeviceBatch) -> Option<Var> {
+        Some(self.embeddings.as_ref()?.apply(tape, &batch.ids, &batch.positions, batch.token_types.as_ref()))
+    }
+
+    /// Applies the stage's `index`-th layer.
+    ///
+    /// # Errors
+    /// If the layer attends to an encoder: see [`Backbone::layer_across`].
+    pub fn layer(&self, tape: &Tape, index: usize, x: &Var, batch: &DeviceBatch) -> Result<Var, EngineError> {
+        self.layer_across(tape, index, x, batch, None)
+    }
+
+    /// Applies the stage's `index`-th layer, which may attend to an encoder's output.
+    pub fn layer_across(&self, tape: &Tape, index: usize, x: &Var, batch: &DeviceBatch, memory: Option<&Memory>) -> Result<Var, EngineError> {
+        let mut context = batch.attention(&self.config, self.range.start + index);
+        if let Some(table) = &self.relative_bias
+            && let Some((bias, zero)) = bias_by_distance(tape, &self.config, table, batch.longest)
+        {
+            context.shape.bias_zero = zero;
+            context.bias = Some(bias);
+        }
+        self.apply(tape, index, x, &batch.positions, &mut OwnKeys(context), memory)
+    }
+
+    /// Applies the stage's `index`-th layer with keys that may come from a cache.
+    pub fn layer_with(&self, tape: &Tape, index: usize, x: &Var, positions: &Tensor, keys: &mut dyn Keys) -> Result<Var, EngineError> {
+        self.apply(tape, index, x, positions, keys, None)
+    }
+
+    fn apply(
+        &self,
+        tape: &Tape,
+        index: usize,
+        x: &Var,
+        positions: &Tensor,
+        keys: &mut dyn Keys,
+        memory: Option<&Memory>,
+    ) -> Result<Var, EngineError> {
+        let inv_freq = self.rotary.of(&self.config, self.range.start + index);
+        layer_forward(tape, &self.config, &self.layers[index], x, LayerInput { positions, inv_freq, keys, memory })
+    }
+
+    /// Runs the encoder over its own batch; the memory of `batch`'s sequences, in the same order.
+    pub fn encode(&self, tape: &Tape, encoder_batch: &DeviceBatch, batch: &DeviceBatch) -> Result<Memory, EngineError> {
+        let missing = || EngineError::BadStage("it holds no encoder".into());
+        let encoder = self.encoder.as_ref().ok_or_else(missing)?;
+        let mut x = encoder.embed(tape, encoder_batch).ok_or_else(missing)?;
+        for index in 0..encoder.layers.len() {
+            x = encoder.layer(tape, index, &x, encoder_batch)?;
+        }
+        let hidden = encoder.head.as_ref().ok_or_else(missing)?.normed(tape, &x);
+        Ok(Memory { hidden, context: cross_attention(&self.config, batch, encoder_batch) })
+    }
+
+    /// Refuses what is trained and generated with here only for decoders without an encoder.
+    ///
+    /// # Errors
+    /// If the model has an encoder or no language head.
+    pub fn check_decoder(config: &ModelConfig) -> Result<(), EngineError> {
+        if config.encoder.is_some() || !config.causal {
+            return Err(EngineError::NotADecoder { model_type: config.family.model_type() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! PEFT's files: `adapter_config.json` and the names in `adapter_model.safetensors`.
+
+use super::LoraConfig;
+use crate::EngineError;
+use barycenter_model::RawTensor;
+use serde_json::Value;
+
+/// What PEFT puts before a module's name.
+const PREFIX: &str = "base_model.model.";
+
+/// PEFT's name of the `A` or `B` of a module.
+pub fn peft_name(module: &str, part: char) -> String {
+    format!("{PREFIX}{module}.lora_{part}.weight")
+}
+
+/// Looks a tensor up by PEFT's name; a model saved from its base class has shorter names.
+pub(crate) fn find_stored(name: &str, find: &mut impl FnMut(&str) -> Option<RawTensor>) -> Option<RawTensor> {
+    let module = name.strip_prefix(PREFIX)?;
+    let mut found = None;
+    barycenter_model::names::stored_name(module, |module| {
+        found = found.take().or_else(|| find(&format!("{PREFIX}{module}")));
+        found.is_some()
+    });
+    found
+}
+
+/// `adapter_config.json` of PEFT.
+pub struct PeftConfig;
+
+impl PeftConfig {
+    /// Reads the text of an `adapter_config.json`.
+    ///
+    /// # Errors
+    /// If it is not JSON, not of LoRA, or asks for what is not computed here.
+    pub fn read(text: &str) -> Result<LoraConfig, EngineError> {
+        let bad = |text: String| EngineError::BadLora(format!("adapter_config.json {text}"));
+        let json: Value = serde_json::from_str(text).map_err(|error| bad(format!("is not valid JSON ({error})")))?;
+        if json["peft_type"].as_str().is_some_and(|kind| kind != "LORA") {
+            return Err(bad(format!("is of {}, only LORA is read", json["peft_type"])));
+        }
+        for key in ["use_dora", "use_qalora", "lora_bias"] {
+            if json[key].as_bool() == Some(true) {
+                return Err(bad(format!("sets `{key}`, which is not computed here")));
+            }
+        }
+        if ["rank_pattern", "alpha_pattern"].iter().any(|key| json[key].as_object().is_some_and(|pattern| !pattern.is_empty())) {
+            return Err(bad("gives modules ranks of their own, which is not computed here".into()));
+        }
+        let rank = json["r"].as_u64().filter(|&rank| rank > 0).ok_or_else(|| bad("has no rank `r`".into()))? as usize;
+        let texts = |value: &Value| -> Vec<String> {
+            match value {
+                Value::String(text) => vec![text.clone()],
+                Value::Array(list) => list.iter().filter_map(|text| text.as_str().map(str::to_string)).collect(),
+                _ => Vec::new(),
+            }
+        };
+        let layers = match json.get("layers_to_transform").or_else(|| json.get("layers")) {
+            Some(Value::Array(list)) => Some(list.iter().filter_map(|layer| Some(layer.as_u64()? as usize)).collect()),
+            Some(Value::Number(layer)) => layer.as_u64().map(|layer| vec![layer as usize]),
+            _ => None,
+        };
+        Ok(LoraConfig {
+            rank,
+            alpha: json["lora_alpha"].as_f64().unwrap_or(8.0),
+            rank_stabilised: json["use_rslora"].as_bool().unwrap_or(false),
+            targets: texts(&json["target_modules"]),
+            layers,
+        })
+    }
+
+    /// Writes an `adapter_config.json` that PEFT reads; `base_model` is a folder or a hub name.
+    pub fn write(config: &LoraConfig, base_model: &str, transposed: bool) -> String {
+        let json = serde_json::json!({
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_model,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "use_rslora": config.rank_stabilised,
+            "target_modules": config.targets,
+            "layers_to_transform": config.layers,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": transposed,
+            "inference_mode": true,
+        });
+        serde_json::to_string_pretty(&json).expect("a JSON value serialises")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let config = LoraConfig { rank: 4, alpha: 8.0, rank_stabilised: true, targets: vec!["q_proj".into()], layers: Some(vec![1, 2]) };
+        assert_eq!(PeftConfig::read(&PeftConfig::write(&config, "org/model", false)).unwrap(), config);
+        assert!(PeftConfig::read("{}").unwrap_err().to_string().contains("`r`"));
+        assert!(PeftConfig::read(r#"{"r":2,"use_dora":true}"#).unwrap_err().to_string().contains("use_dora"));
+    }
+}
