@@ -1,26 +1,23 @@
 //! `barycenter generate`.
 
+use crate::adapter::Adapter;
 use crate::model::{Model, WeightFormat, describe_weights};
-use anyhow::{Context, Result};
-use barycenter_engine::generate::{GenerateOptions, generate};
+use anyhow::Result;
 use barycenter_engine::backbone::Backbone;
-use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
+use barycenter_engine::create_backend;
+use barycenter_engine::generate::{GenerateOptions, generate};
 use barycenter_engine::tape::no_yield;
-use barycenter_engine::{Device, create_backend};
 use barycenter_model::names::Parts;
-use barycenter_model::{FolderTensors, ModelConfig, TensorSource};
-use std::path::{Path, PathBuf};
+use barycenter_model::TensorSource;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Options of `barycenter generate`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Model folder (config.json, model.safetensors, tokenizer.json), .gguf file, or name on the hub (org/name).
+    /// Model folder (config.json, model.safetensors, tokenizer.json).
     #[arg(long)]
     model: PathBuf,
-    /// Number format in which the weights are held.
-    #[arg(long, default_value = "keep")]
-    weights: WeightFormat,
     /// Adapter folder (adapter_model.safetensors, adapter_config.json).
     #[arg(long)]
     adapter: Option<PathBuf>,
@@ -32,6 +29,9 @@ pub struct Options {
     /// Which back end computes.
     #[arg(long, default_value = "auto")]
     device: crate::Device,
+    /// Number format in which the weights are held.
+    #[arg(long, default_value = "keep")]
+    weights: WeightFormat,
 }
 
 /// Prints the base model's answer and, with an adapter, the tuned one's.
@@ -41,7 +41,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let opened = Model::open(&options.model)?;
         let (config, tokenizer) = (&opened.config, &opened.tokenizer);
         Backbone::check_decoder(config)?;
-        let model = Backbone::load(&device, config, &mut opened.weights(options.weights)?, &Parts::all(config))?;
+        let mut weights = opened.weights(options.weights)?;
+        let model = Backbone::load(&device, config, &mut weights, &Parts::all(config))?;
         if options.weights != WeightFormat::Keep {
             eprintln!("{}", describe_weights(&device, 0, options.weights));
         }
@@ -53,27 +54,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             println!("{text}");
             return Ok(ExitCode::SUCCESS);
         };
-        let side = load_adapter(&device, config, folder)?;
-        let tuned = generate(&model, Some(&side), &prompts, &limits, &no_yield()).await?;
+        let (adapter, mut tensors) = Adapter::open(folder)?;
+        let mut find = |name: &str| tensors.load(name).ok();
+        let side = adapter.side(&device, config, &mut find)?;
+        let tuned_model = adapter.whole_model(&device, config, &mut weights, &mut find)?;
+        let tuned = generate(&tuned_model, side.as_ref(), &prompts, &limits, &no_yield()).await?;
         println!("base   {text}\ntuned  {}", tokenizer.decode_response(&tuned[0])?);
         Ok(ExitCode::SUCCESS)
     })
-}
-
-/// A side network from an adapter folder.
-pub fn load_adapter(device: &Device, config: &ModelConfig, folder: &Path) -> Result<Side> {
-    let path = folder.join("adapter_config.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let json: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
-    let method = json["method"].as_str().unwrap_or_default();
-    anyhow::ensure!(method == "parallel_adapter" && json["version"] == 1, "{} is of method {method:?}, expected parallel_adapter version 1", path.display());
-    let reduction = json["reduction"].as_u64().with_context(|| format!("{} has no reduction", path.display()))?;
-    let mut side = SideConfig::new(reduction as usize, config.layers);
-    if let Some(taps) = json["taps"].as_array() {
-        side.taps = taps.iter().filter_map(|tap| Some(tap.as_u64()? as usize)).collect();
-    }
-    let mut tensors = FolderTensors::open_file(&folder.join("adapter_model.safetensors"))?;
-    let layout = SideLayout::whole(config, &side)?;
-    let flat = flat_from_named(&layout, |name| tensors.load(name).ok())?;
-    Ok(Side::new(device, layout, &flat)?)
 }

@@ -1,8 +1,11 @@
-//! The barycenter program: serve, node, train, generate, verify, plan, simulate.
+//! The barycenter program: serve, node, train, generate, verify, plan, simulate, export, logits, bench.
 
+mod adapter;
 mod bench;
+mod export;
 mod generate;
 mod hub;
+mod logits;
 mod model;
 mod node;
 mod plan;
@@ -29,8 +32,8 @@ enum Command {
     Serve(serve::Options),
     /// A node without a browser: joins the server of an invitation and works until Ctrl-C.
     Node(node::Options),
-    /// The whole method on this one computer, without a network.
-    Train(train::Options),
+    /// Fine-tunes on this one computer, without a network: parallel adapters, LoRA, bottleneck adapters or all weights.
+    Train(Box<train::Options>),
     /// Answers a prompt with a model, and with a tuned adapter beside it if one is given.
     Generate(generate::Options),
     /// Compares what the engine computes with the references in a golden folder; fails where one is above tolerance.
@@ -39,6 +42,10 @@ enum Command {
     Plan(plan::Options),
     /// Predicts runs without running them: a household in virtual time, growth, or the paper's testbed.
     Simulate(simulate::Options),
+    /// Writes a LoRA adapter in the form that llama.cpp loads.
+    Export(export::Options),
+    /// Writes a model's logits for token ids, to compare them with another library's.
+    Logits(logits::Options),
     /// Measures what the method is compared with.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -76,6 +83,8 @@ fn main() -> ExitCode {
         Command::Verify(options) => verify::run(&options),
         Command::Plan(options) => plan::run(&options),
         Command::Simulate(options) => simulate::run(&options),
+        Command::Export(options) => export::run(&options),
+        Command::Logits(options) => logits::run(&options),
         Command::Bench(command) => bench::run(&command),
     };
     match result {

@@ -4,7 +4,7 @@ use crate::hub;
 use anyhow::{Result, bail};
 use barycenter_engine::Device;
 use barycenter_model::{ModelConfig, ModelFiles, TensorSource, TextTokenizer, WeightType, Weights};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Number format of the frozen weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -37,22 +37,30 @@ pub struct Model {
     pub config: ModelConfig,
     /// Text to tokens.
     pub tokenizer: TextTokenizer,
+    /// The folder or GGUF file.
+    pub path: PathBuf,
     files: ModelFiles,
 }
 
 impl Model {
     /// Opens what `--model` names: a path, or a name of the hub, which is fetched.
     pub fn open(named: &Path) -> Result<Self> {
-        let files = ModelFiles::open(&hub::locate(named)?)?;
+        let path = hub::locate(named)?;
+        let files = ModelFiles::open(&path)?;
         let config = files.config()?;
         let tokenizer = files.tokenizer(&config)?;
-        Ok(Self { config, tokenizer, files })
+        Ok(Self { config, tokenizer, path, files })
     }
 
     /// The weights in the format asked for; each is checked for what is not a number.
     pub fn weights(&self, format: WeightFormat) -> Result<Weights<Box<dyn TensorSource>>> {
         Ok(Weights::new(self.files.weights(&self.config)?, format.into()))
     }
+}
+
+/// The config alone of what `--model` names.
+pub fn config(named: &Path) -> Result<ModelConfig> {
+    Ok(ModelFiles::open(&hub::locate(named)?)?.config()?)
 }
 
 /// Says on one line what the weights take that were loaded since the device held `before` bytes.

@@ -1,32 +1,45 @@
-//! `barycenter train`: fill epoch and cached epochs on this one computer, with the swarm's sample order and schedule.
+//! `barycenter train`: a method on this one computer, with the swarm's sample order and schedule. A file for each method.
 
-use crate::model::{Model, WeightFormat, describe_weights};
+mod data;
+pub(crate) mod full;
+mod parallel;
+mod tuned;
+
+use crate::model::{Model, WeightFormat};
 use anyhow::{Context, Result, ensure};
-use barycenter_core::order::SampleOrder;
-use barycenter_core::schedule;
-use barycenter_engine::generate::{GenerateOptions, generate};
 use barycenter_engine::backbone::Backbone;
-use barycenter_engine::optim::AdamWConfig;
-use barycenter_engine::packed::{MicroBatch, Sequence};
-use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
-use barycenter_engine::stage::{ForwardPass, StageRuntime};
+use barycenter_engine::generate::{GenerateOptions, generate};
+use barycenter_engine::optim::{AdamWConfig, LinearSchedule};
+use barycenter_engine::side::Side;
 use barycenter_engine::tape::no_yield;
-use barycenter_engine::create_backend;
-use barycenter_model::dataset::{DataFormat, Row, TooLong, exact_match, read_rows, split_held_out, tokenise};
-use barycenter_model::names::Parts;
-use barycenter_model::{ModelConfig, RawTensor, TextTokenizer, WeightType, write_safetensors};
-use barycenter_protocol::SampleId;
+use barycenter_engine::train_full::FullTraining;
+use barycenter_engine::{Device, create_backend};
+use barycenter_model::metrics::exact_match;
+use barycenter_model::{ModelConfig, RawTensor, TensorSource, Weights, write_safetensors};
 use barycenter_protocol::control::{GradientType, RunSpec, SampleSize};
 use barycenter_server::Recommendation;
-use serde_json::json;
+use data::{Data, Task};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::rc::Rc;
-use std::time::Instant;
+use tuned::Cache;
 
 /// Cache entries of a sample: one per tap.
 type Entries = Vec<Vec<u8>>;
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Method {
+    /// A side network beside the frozen model, from the cache after the first epoch.
+    ParallelAdapter,
+    /// Products of low rank beside linear layers, in PEFT's files.
+    Lora,
+    /// Bottleneck adapters behind attention and feed-forward block.
+    Adapters,
+    /// Every weight.
+    Full,
+}
 
 /// Options of `barycenter train`.
 #[derive(clap::Args)]
@@ -40,7 +53,31 @@ pub struct Options {
     pub(crate) weights: WeightFormat,
     /// Training rows: .jsonl, .csv, .tsv or .txt.
     #[arg(long)]
-    data: PathBuf,
+    pub(crate) data: PathBuf,
+    /// What the rows are.
+    #[arg(long, default_value = "auto")]
+    task: Task,
+    /// What is trained.
+    #[arg(long, default_value = "parallel_adapter")]
+    method: Method,
+    /// LoRA: rank.
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// LoRA: numerator of the scale alpha / rank (default: twice the rank).
+    #[arg(long)]
+    alpha: Option<f64>,
+    /// LoRA: linear layers by the end of their names, with commas; all-linear for all.
+    #[arg(long, default_value = "all-linear", value_delimiter = ',')]
+    targets: Vec<String>,
+    /// LoRA: go on from an adapter folder (also one that PEFT wrote).
+    #[arg(long)]
+    resume_adapter: Option<PathBuf>,
+    /// LoRA and adapters: train in the last so many layers only.
+    #[arg(long)]
+    last_layers: Option<usize>,
+    /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output.
+    #[arg(long, default_value = "none")]
+    cache: Cache,
     /// Held-out rows (default: every tenth row, by seed).
     #[arg(long)]
     held_out: Option<PathBuf>,
@@ -53,7 +90,7 @@ pub struct Options {
     /// Epochs, the fill epoch included.
     #[arg(long)]
     epochs: Option<u32>,
-    /// Reduction k.
+    /// Reduction k of the side network, or of bottleneck adapters.
     #[arg(long)]
     reduction: Option<u32>,
     /// Mini-batch.
@@ -67,7 +104,7 @@ pub struct Options {
     warmup_steps: Option<u32>,
     /// Seed of order and initialisation.
     #[arg(long)]
-    seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
     /// Held-out prompts answered before and after.
     #[arg(long, default_value_t = 100)]
     pub(crate) exact_match_rows: usize,
@@ -76,149 +113,82 @@ pub struct Options {
     json: Option<PathBuf>,
 }
 
-/// Rows and their tokens: training first.
-pub(crate) struct Data {
-    rows: Vec<Row>,
-    pub(crate) samples: Vec<Sequence>,
-    train: usize,
+/// Everything a method needs.
+pub(crate) struct Job<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) device: Device,
+    pub(crate) config: ModelConfig,
+    pub(crate) data: Data,
+    pub(crate) spec: RunSpec,
+    model: Model,
+}
+
+impl<'a> Job<'a> {
+    /// Opens the device, the model's description and the data.
+    pub(crate) async fn open(options: &'a Options) -> Result<Self> {
+        let device = create_backend(options.device.into()).await?;
+        println!("{}: {}", device.info().description, device.info().reason);
+        let model = Model::open(&options.model)?;
+        let config = model.config.clone();
+        Backbone::check_decoder(&config)?;
+        let data = Data::read(options, &model, config.max_positions)?;
+        let spec = spec(options, &model, &data)?;
+        Ok(Self { options, device, config, data, spec, model })
+    }
+
+    /// The weights, as asked for.
+    fn weights(&self) -> Result<Weights<Box<dyn TensorSource>>> {
+        self.model.weights(self.options.weights)
+    }
+
+    /// Schedule and optimiser; a model's recommended learning rate is for the side network, so others have their own.
+    fn training(&self, learning_rate: f64) -> FullTraining {
+        let spec = &self.spec;
+        FullTraining {
+            schedule: LinearSchedule {
+                warmup_steps: spec.warmup_steps,
+                total_steps: spec.train_samples.div_ceil(spec.batch) * spec.epochs,
+                peak_lr: self.options.learning_rate.unwrap_or(learning_rate) as f32,
+            },
+            optimiser: AdamWConfig { weight_decay: spec.weight_decay as f32, ..AdamWConfig::default() },
+            max_norm: spec.clip_norm as f32,
+        }
+    }
+
+    /// Share of held-out questions answered exactly, and the first answer.
+    async fn answers(&self, model: &Backbone, side: Option<&Side>) -> Result<(f64, String)> {
+        let questions = &self.data.questions;
+        let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.prompt.clone()).collect();
+        let limits = GenerateOptions { max_new_tokens: 96, stop: self.config.eos.clone() };
+        let given = generate(model, side, &prompts, &limits, &no_yield()).await?;
+        let texts = given.iter().map(|ids| self.model.tokenizer.decode_response(ids)).collect::<Result<Vec<_>, _>>()?;
+        let right = texts.iter().zip(questions).filter(|(text, question)| exact_match(text, &question.answer)).count();
+        Ok((right as f64 / questions.len().max(1) as f64, texts.into_iter().next().unwrap_or_default()))
+    }
+
+    /// The first held-out question with its answers.
+    fn print_example(&self, base: &str, tuned: &str) {
+        if let Some(question) = self.data.questions.first() {
+            println!("  asked   {}\n  wanted  {}\n  base    {base}\n  tuned   {tuned}", question.text, question.answer);
+        }
+    }
 }
 
 /// Trains and reports.
 pub fn run(options: &Options) -> Result<ExitCode> {
     pollster::block_on(async {
-        let device = create_backend(options.device.into()).await?;
-        println!("{}: {}", device.info().description, device.info().reason);
-        let model = Model::open(&options.model)?;
-        let (config, tokenizer) = (model.config.clone(), &model.tokenizer);
-        Backbone::check_decoder(&config)?;
-        let data = read(options, tokenizer, config.max_positions)?;
-        let spec = spec(options, &config, &data)?;
-        let mut weights = model.weights(options.weights)?;
-        let start = Instant::now();
-        let mut runtime = StageRuntime::new(&device, config.clone(), 0..config.layers, no_yield(), Rc::new(move || start.elapsed().as_secs_f64()));
-        device.reset_peak();
-        let before_weights = device.memory().current_bytes;
-        runtime.load_backbone(&mut weights, &Parts::all(&config))?;
-        println!("{}", describe_weights(&device, before_weights, options.weights));
-        let side_config = SideConfig::new(spec.reduction as usize, config.layers);
-        let optimiser = AdamWConfig { weight_decay: spec.weight_decay as f32, ..AdamWConfig::default() };
-        runtime.start_side(&side_config, 0..config.layers, optimiser, spec.seed)?;
-
-        let order = SampleOrder::of(&spec);
-        let total = data.samples.len();
-        let mut cache: Vec<Entries> = vec![Vec::new(); total];
-        let (mut losses, mut epochs, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
-        let mut optimiser_step = 0;
-        let mut fill_peak = 0;
-        println!("epoch  phase   seconds    loss  held-out");
-        for epoch in 0..spec.epochs {
-            let began = Instant::now();
-            let epoch_order = order.epoch(epoch);
-            let (mut epoch_loss, mut epoch_labels, mut backbone_seconds) = (0.0, 0u64, 0.0);
-            for step in 0..epoch_order.steps() {
-                let ids: Vec<SampleId> = epoch_order.mini_batch(step).iter().map(|slotted| slotted.sample).collect();
-                let batch = MicroBatch::pack(ids.iter().map(|id| &data.samples[id.0 as usize]));
-                let labels = batch.classes.len();
-                let factor = 1.0 / labels as f32;
-                let loss_sum = if epoch == 0 {
-                    let output = runtime.forward(0, ForwardPass { batch: &batch, input: None, forward_only: false, cache: true, loss_factor: factor }).await?;
-                    runtime.backward(0, None).await?;
-                    backbone_seconds += output.backbone_seconds;
-                    for (id, entries) in ids.iter().zip(output.entries) {
-                        cache[id.0 as usize] = entries;
-                    }
-                    output.loss_sum.context("one computer holds the last stage")?
-                } else {
-                    let entries: Vec<Entries> = ids.iter().map(|id| cache[id.0 as usize].clone()).collect();
-                    runtime.train_cached(&batch, &entries, factor, true).await?
-                };
-                let norm = runtime.gradient_squared_norm().await?.sqrt();
-                runtime.apply(optimiser_step + 1, schedule::learning_rate(&spec, optimiser_step) as f32, schedule::clip_factor(&spec, norm) as f32)?;
-                optimiser_step += 1;
-                losses.push(loss_sum / labels as f64);
-                epoch_loss += loss_sum;
-                epoch_labels += labels as u64;
-            }
-            let seconds = began.elapsed().as_secs_f64();
-            if epoch == 0 {
-                for id in data.train..total {
-                    let batch = MicroBatch::pack([&data.samples[id]]);
-                    let output = runtime.forward(0, ForwardPass { batch: &batch, input: None, forward_only: true, cache: true, loss_factor: 0.0 }).await?;
-                    cache[id] = output.entries.into_iter().next().unwrap_or_default();
-                }
-                fill_peak = device.memory().peak_bytes;
-                runtime.load_backbone(&mut weights, &Parts::head_only())?;
-                device.reset_peak();
-            }
-            let held_out_loss = evaluate(&mut runtime, &data, &cache, spec.batch as usize).await?;
-            held_out.push(held_out_loss);
-            let loss = epoch_loss / epoch_labels as f64;
-            let phase = if epoch == 0 { "fill" } else { "train" };
-            println!("{epoch:>5}  {phase:<6} {seconds:>8.2} {loss:>8.4} {held_out_loss:>8.4}");
-            epochs.push(json!({ "epoch": epoch, "phase": phase, "seconds": seconds, "loss": loss, "held_out_loss": held_out_loss, "backbone_seconds": backbone_seconds }));
-        }
-        let train_peak = device.memory().peak_bytes;
-        let cache_bytes: usize = cache.iter().flatten().map(Vec::len).sum();
-        println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, train_peak as f64 / 1e6, cache_bytes as f64 / 1e6);
-
-        let tensors: BTreeMap<String, RawTensor> = runtime.checkpoint().await?.into_iter().filter(|(name, _)| name.starts_with("side.")).collect();
-        let layout = SideLayout::whole(&config, &side_config)?;
-        let side = Side::new(&device, layout.clone(), &flat_from_named(&layout, |name| tensors.get(name).cloned())?)?;
-        drop(runtime);
-        let model = Backbone::load(&device, &config, &mut weights, &Parts::all(&config))?;
-        let (before, example_base) = answers(&model, None, &data, tokenizer, &config, options.exact_match_rows).await?;
-        let (after, example_tuned) = answers(&model, Some(&side), &data, tokenizer, &config, options.exact_match_rows).await?;
-        println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
-        if let Some(row) = data.rows.get(data.train) {
-            println!("  asked   {}\n  wanted  {}\n  base    {example_base}\n  tuned   {example_tuned}", row.prompt, row.response);
-        }
-        if let Some(folder) = &options.out {
-            save(folder, &tensors, &side_config, options)?;
-            println!("adapter written to {}", folder.display());
-        }
-        if let Some(path) = &options.json {
-            let report = json!({ "losses": losses, "held_out": held_out, "epochs": epochs, "cache_bytes": cache_bytes, "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": train_peak,
-                "eval": { "before": before, "after": after }, "spec": { "batch": spec.batch, "epochs": spec.epochs, "reduction": spec.reduction, "learning_rate": spec.learning_rate, "seed": spec.seed } });
-            std::fs::write(path, serde_json::to_string_pretty(&report)?).with_context(|| format!("{} cannot be written", path.display()))?;
+        let job = Job::open(options).await?;
+        match options.method {
+            Method::ParallelAdapter => parallel::run(&job).await?,
+            Method::Lora | Method::Adapters => tuned::run(&job).await?,
+            Method::Full => full::run(&job).await?,
         }
         Ok(ExitCode::SUCCESS)
     })
 }
 
-pub(crate) fn read(options: &Options, tokenizer: &TextTokenizer, context: usize) -> Result<Data> {
-    let load = |path: &Path| -> Result<Vec<Row>> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read: give a .jsonl, .csv, .tsv or .txt file that exists", path.display()))?;
-        let format = DataFormat::from_name(&name)?;
-        Ok(read_rows(&name, &bytes, format)?)
-    };
-    let all = load(&options.data)?;
-    let (train, held_out) = match &options.held_out {
-        Some(path) => (all, load(path)?),
-        None => {
-            let (train, held_out) = split_held_out(&all, 0.1, options.seed.unwrap_or(1));
-            let pick = |indices: &[usize]| indices.iter().map(|&i| all[i].clone()).collect::<Vec<_>>();
-            (pick(&train), pick(&held_out))
-        }
-    };
-    let mut data = Data { rows: Vec::new(), samples: Vec::new(), train: 0 };
-    for (part, rows) in [train, held_out].into_iter().enumerate() {
-        if rows.is_empty() {
-            continue;
-        }
-        let tokenised = tokenise(&options.data.display().to_string(), &rows, tokenizer, context, TooLong::LeaveOut)?;
-        data.samples.extend(tokenised.samples.into_iter().map(|s| Sequence { ids: s.ids, labels: s.labels }));
-        data.rows.extend(tokenised.rows.iter().map(|&index| rows[index].clone()));
-        if part == 0 {
-            data.train = data.samples.len();
-        }
-    }
-    ensure!(data.train > 0, "{} has no training rows", options.data.display());
-    Ok(data)
-}
-
-pub(crate) fn spec(options: &Options, config: &ModelConfig, data: &Data) -> Result<RunSpec> {
-    let path = options.model.join("demo.json");
+fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
+    let path = model.path.join("demo.json");
     let recommended: Recommendation = match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?,
         Err(_) => Recommendation::default(),
@@ -238,7 +208,7 @@ pub(crate) fn spec(options: &Options, config: &ModelConfig, data: &Data) -> Resu
         train_samples: data.train as u32,
         held_out_samples: (data.samples.len() - data.train) as u32,
         sample_sizes: data.samples.iter().map(|s| SampleSize { tokens: s.ids.len() as u32, labels: s.labels.len() as u32 }).collect(),
-        layers: config.layers as u32,
+        layers: model.config.layers as u32,
         reduction: options.reduction.or(recommended.reduction).unwrap_or(8),
         batch,
         epochs,
@@ -252,35 +222,19 @@ pub(crate) fn spec(options: &Options, config: &ModelConfig, data: &Data) -> Resu
     })
 }
 
-/// Mean held-out loss per labelled token, from the cache.
-async fn evaluate(runtime: &mut StageRuntime, data: &Data, cache: &[Entries], batch: usize) -> Result<f64> {
-    let (mut sum, mut labels) = (0.0, 0);
-    let ids: Vec<usize> = (data.train..data.samples.len()).collect();
-    for chunk in ids.chunks(batch) {
-        let packed = MicroBatch::pack(chunk.iter().map(|&id| &data.samples[id]));
-        let entries: Vec<Entries> = chunk.iter().map(|&id| cache[id].clone()).collect();
-        sum += runtime.train_cached(&packed, &entries, 0.0, false).await?;
-        labels += packed.classes.len();
-    }
-    Ok(sum / labels.max(1) as f64)
-}
-
-/// Share of held-out rows answered exactly, and the first answer.
-pub(crate) async fn answers(model: &Backbone, side: Option<&Side>, data: &Data, tokenizer: &TextTokenizer, config: &ModelConfig, rows: usize) -> Result<(f64, String)> {
-    let rows: Vec<&Row> = data.rows[data.train..].iter().take(rows).collect();
-    let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.prompt)).collect::<Result<Vec<_>, _>>()?;
-    let limits = GenerateOptions { max_new_tokens: 96, stop: config.eos.clone() };
-    let given = generate(model, side, &prompts, &limits, &no_yield()).await?;
-    let texts = given.iter().map(|ids| tokenizer.decode_response(ids)).collect::<Result<Vec<_>, _>>()?;
-    let right = texts.iter().zip(&rows).filter(|(text, row)| exact_match(text, &row.response)).count();
-    Ok((right as f64 / rows.len().max(1) as f64, texts.into_iter().next().unwrap_or_default()))
-}
-
-fn save(folder: &Path, tensors: &BTreeMap<String, RawTensor>, side: &SideConfig, options: &Options) -> Result<()> {
+/// Writes tensors and what describes them into a folder, which is made if it is not there.
+fn write_adapter(folder: &Path, tensors_name: &str, tensors: &BTreeMap<String, RawTensor>, config_name: &str, config: &str) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-    let bytes = write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &BTreeMap::new());
-    std::fs::write(folder.join("adapter_model.safetensors"), bytes)?;
-    let config = json!({ "method": "parallel_adapter", "version": 1, "reduction": side.reduction, "taps": side.taps, "gate_temperature": side.temperature, "base_model": options.model.display().to_string(), "weights": WeightType::from(options.weights) });
-    std::fs::write(folder.join("adapter_config.json"), serde_json::to_string_pretty(&config)?)?;
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let bytes = write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata);
+    for (name, bytes) in [(tensors_name, bytes.as_slice()), (config_name, config.as_bytes())] {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    println!("written to {}", folder.display());
     Ok(())
+}
+
+fn write_json(path: &Path, report: &serde_json::Value) -> Result<()> {
+    std::fs::write(path, serde_json::to_string_pretty(report)?).with_context(|| format!("{} cannot be written", path.display()))
 }

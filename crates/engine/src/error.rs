@@ -43,6 +43,12 @@ pub enum EngineError {
     /// LoRA on what the model does not have.
     #[error("LoRA cannot be set up: {0}")]
     BadLora(String),
+    /// Bottleneck adapters that the model has no place for.
+    #[error("bottleneck adapters cannot be set up: {0}")]
+    BadBottleneck(String),
+    /// An adapter that no GGUF file can hold.
+    #[error("the adapter cannot be written as GGUF: {0}")]
+    NotForGguf(String),
     /// Training or decoding with a family for which it is not there.
     #[error("models of the family `{model_type}` can be verified here, but not yet trained or decoded: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2")]
     NotADecoder {

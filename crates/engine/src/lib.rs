@@ -3,6 +3,7 @@
 mod backend;
 pub mod backbone;
 pub mod bench;
+pub mod bottleneck;
 pub mod cache_entry;
 mod choose;
 pub mod cpu;
@@ -21,6 +22,7 @@ pub mod stage;
 pub mod tape;
 pub mod tensor;
 pub mod train_full;
+pub mod tune;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod verify;
 

@@ -4,9 +4,11 @@
 //! y = W x + b + s · B (A x)      A: [rank, in], B: [out, rank], s = alpha / rank (alpha / √rank if rank-stabilised)
 //! ```
 
+mod gguf;
 mod peft;
 
 pub(crate) use peft::find_stored;
+pub use gguf::to_gguf;
 pub use peft::{PeftConfig, peft_name};
 
 use crate::EngineError;
@@ -177,11 +179,7 @@ impl Lora {
 
     /// The values by PEFT's names.
     pub async fn tensors(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
-        let flat = self.parameters.read_values().await?;
-        let tensor = |info: &crate::params::ParameterInfo| {
-            (info.name.clone(), RawTensor::from_f32(&info.shape, &flat[info.offset..info.offset + info.elements()]))
-        };
-        Ok(self.parameters.layout().iter().map(tensor).collect())
+        self.parameters.tensors().await
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! A flat order makes gradients one vector: for AllReduce, for clipping, for one optimiser operation per buffer.
 
+use crate::EngineError;
 use crate::backend::BackendError;
 use crate::op::Op;
 use crate::tape::Var;
 use crate::tensor::{Device, Tensor};
-use std::collections::HashMap;
+use barycenter_model::RawTensor;
+use std::collections::{BTreeMap, HashMap};
 
 /// A buffer of parameters holds at most this many values (64 MiB, half of WebGPU's default binding limit), unless a
 /// single parameter is larger.
@@ -150,6 +152,13 @@ impl ParameterSet {
     /// All parameters as a flat vector.
     pub async fn read_values(&self) -> Result<Vec<f32>, BackendError> {
         read_all(self.chunks.iter().map(|chunk| &chunk.values)).await
+    }
+
+    /// All parameters by name, in f32.
+    pub async fn tensors(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
+        let flat = self.read_values().await?;
+        let tensor = |info: &ParameterInfo| (info.name.clone(), RawTensor::from_f32(&info.shape, &flat[info.offset..info.offset + info.elements()]));
+        Ok(self.infos.iter().map(tensor).collect())
     }
 
     /// All gradients as a flat vector.

@@ -144,12 +144,7 @@ impl FullTrainer {
 
     /// The weights, named as in the weight file, in f32.
     pub async fn weights(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
-        let flat = self.parameters.read_values().await?;
-        let tensor = |info: &crate::params::ParameterInfo| {
-            let values = &flat[info.offset..info.offset + info.elements()];
-            (info.name.clone(), RawTensor::from_f32(&info.shape, values))
-        };
-        Ok(self.parameters.layout().iter().map(tensor).collect())
+        self.parameters.tensors().await
     }
 }
 

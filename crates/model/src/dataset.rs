@@ -1,8 +1,21 @@
-//! Data sets: prompt and response rows from JSONL, CSV, TSV or plain text, and the token samples they become.
+//! Data sets: rows of JSONL, CSV, TSV or plain text for every task, and the token samples they become.
 
+mod chats;
 mod read;
+mod records;
+mod sentences;
+mod seq2seq;
+mod text;
 
-pub use read::{DataFormat, read_rows};
+pub use crate::metrics::exact_match;
+pub use chats::{Chat, read_chats, tokenise_chats};
+pub use read::read_rows;
+pub use records::{DataFormat, Record, Records, read_records};
+pub use sentences::{
+    ClassNames, Columns, Goal, LabelledAt, SentenceRow, SentenceSample, Sentences, Target, read_sentences, tokenise_sentences,
+};
+pub use seq2seq::{Seq2SeqSample, read_seq2seq, tokenise_seq2seq};
+pub use text::pack_windows;
 
 use crate::batch::TokenSample;
 use crate::tokenizer::TextTokenizer;
@@ -63,6 +76,30 @@ pub enum DataError {
         file: String,
         /// Counted from 1.
         line: usize,
+    },
+    /// A label that names no class.
+    #[error("line {line} of {file} has the label `{label}`, which is none of the classes {classes}: correct it, or train on rows that have it")]
+    UnknownLabel {
+        /// The file.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// What it says.
+        label: String,
+        /// The classes there are.
+        classes: String,
+    },
+    /// Labels that cannot be told apart.
+    #[error("{file} has {count} class{} ({classes}): expected 2 to {most}; for numbers to be predicted choose regression", if *count == 1 { "" } else { "es" })]
+    WrongClassCount {
+        /// The file.
+        file: String,
+        /// How many different labels.
+        count: usize,
+        /// The first of them.
+        classes: String,
+        /// The most there may be.
+        most: usize,
     },
     /// The tokenizer refused.
     #[error(transparent)]
@@ -252,11 +289,6 @@ pub fn split_held_out(rows: &[Row], fraction: f64, seed: u64) -> (Vec<usize>, Ve
     train.sort_unstable();
     held_out.sort_unstable();
     (train, held_out)
-}
-
-/// Whether an answer is exactly the expected one, white space at both ends aside.
-pub fn exact_match(answer: &str, expected: &str) -> bool {
-    answer.trim() == expected.trim()
 }
 
 #[cfg(test)]

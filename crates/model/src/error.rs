@@ -164,6 +164,18 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A model without a chat template.
+    #[error("the model folder {folder} has no chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json): choose a model made for chat, or give prompt and response columns")]
+    NoChatTemplate {
+        /// The folder.
+        folder: String,
+    },
+    /// A chat template that cannot be read.
+    #[error("the model's chat template cannot be used ({reason}): copy chat_template.jinja and tokenizer_config.json again from where the model came")]
+    BadChatTemplate {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A tokenizer of another model.
     #[error("tokenizer.json has token ids up to {largest}, but the model's embedding has {rows} rows: they must come from the same model")]
     VocabularyTooLarge {

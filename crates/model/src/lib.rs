@@ -4,6 +4,8 @@
 
 pub mod batch;
 pub mod blocks;
+#[cfg(feature = "tokenizers")]
+pub mod chat;
 mod config;
 #[cfg(feature = "tokenizers")]
 pub mod dataset;
@@ -16,6 +18,7 @@ pub mod gguf;
 mod manifest;
 #[cfg(not(target_arch = "wasm32"))]
 mod model_files;
+pub mod metrics;
 pub mod names;
 mod tensors;
 #[cfg(feature = "tokenizers")]
@@ -23,6 +26,8 @@ pub mod tokenizer;
 mod weight_type;
 
 pub use batch::TokenSample;
+#[cfg(feature = "tokenizers")]
+pub use chat::ChatTemplate;
 pub use config::{Activation, Family, HeadKind, ModelConfig, NormKind, Positions, RopeConfig, RopeScaling};
 pub use error::ModelError;
 pub use families::SUPPORTED_MODEL_TYPES;

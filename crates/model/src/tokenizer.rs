@@ -1,13 +1,20 @@
 //! Text to token ids and back, by the model's own `tokenizer.json`.
 
 use crate::{ModelConfig, ModelError};
+use std::collections::HashSet;
+use std::ops::Range;
+use tokenizers::{TruncationParams, TruncationStrategy};
 
 /// A Hugging Face tokenizer with the end token of its model.
 #[derive(Clone)]
 pub struct TextTokenizer {
     inner: tokenizers::Tokenizer,
     eos: Vec<u32>,
+    special: HashSet<u32>,
 }
+
+/// Tokens with where they stand in their text.
+pub type PlacedTokens = Vec<(u32, Range<usize>)>;
 
 /// What stands between a prompt and its response.
 pub const SEPARATOR: &str = "\n";
@@ -21,7 +28,9 @@ impl TextTokenizer {
         if largest as usize >= config.vocab {
             return Err(ModelError::VocabularyTooLarge { largest, rows: config.vocab });
         }
-        let mut tokenizer = Self { inner, eos: config.eos.clone() };
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        let mut tokenizer = Self { inner, eos: config.eos.clone(), special };
         // Padding and truncation belong to the batch, never to the text.
         tokenizer.inner.with_padding(None);
         let _ = tokenizer.inner.with_truncation(None);
@@ -40,6 +49,36 @@ impl TextTokenizer {
             .encode_fast(text, special)
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| ModelError::BadTokenizer { reason: one_line(&error.to_string()) })
+    }
+
+    /// The ids of a text that already has its special tokens (a rendered chat), each with its byte range.
+    pub fn encode_placed(&self, text: &str) -> Result<PlacedTokens, ModelError> {
+        let encoding = self.inner.encode(text, false).map_err(|error| ModelError::BadTokenizer { reason: one_line(&error.to_string()) })?;
+        Ok(encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().map(|&(start, end)| start..end)).collect())
+    }
+
+    /// The ids of one sentence or of two, with the special tokens around them, and the type (0 or 1) of each.
+    pub fn encode_sentences(&self, first: &str, second: Option<&str>) -> Result<(Vec<u32>, Vec<u32>), ModelError> {
+        let encoding = match second {
+            Some(second) => self.inner.encode((first, second), true),
+            None => self.inner.encode(first, true),
+        };
+        let encoding = encoding.map_err(|error| ModelError::BadTokenizer { reason: one_line(&error.to_string()) })?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
+    }
+
+    /// The same tokenizer, cutting what exceeds `max_tokens`: the end of the longer sentence first.
+    pub fn cutting(&self, max_tokens: usize) -> Result<Self, ModelError> {
+        let mut cutting = self.clone();
+        let truncation = TruncationParams { max_length: max_tokens, strategy: TruncationStrategy::LongestFirst, ..TruncationParams::default() };
+        let set = cutting.inner.with_truncation(Some(truncation)).map(|_| ());
+        set.map_err(|error| ModelError::BadTokenizer { reason: one_line(&error.to_string()) })?;
+        Ok(cutting)
+    }
+
+    /// Whether an id is a special token: it never comes from ordinary text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
     }
 
     /// The text of ids, special tokens left out.

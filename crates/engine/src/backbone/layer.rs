@@ -1,6 +1,7 @@
 //! One layer of any family: attention, attention to an encoder, feed-forward block, each with its norms.
 
 use crate::EngineError;
+use crate::bottleneck::Bottleneck;
 use crate::lora::LoraPair;
 use crate::tape::{AttentionContext, Tape, Var};
 use crate::tensor::Tensor;
@@ -75,6 +76,7 @@ pub struct LayerWeights {
 
 struct AttentionWeights {
     norms: Norms,
+    adapter: Option<Bottleneck>,
     projections: Projections,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
@@ -89,6 +91,7 @@ enum Projections {
 
 struct FeedForwardWeights {
     norms: Norms,
+    adapter: Option<Bottleneck>,
     gate: Option<Linear>,
     up: Linear,
     down: Linear,
@@ -147,6 +150,7 @@ impl<E> Gatherer<'_, E> {
         let [q_norm, k_norm] = names.head_norms.map(|name| head_norms.then_some(name));
         Ok(AttentionWeights {
             norms: self.norms(&names.norms)?,
+            adapter: None,
             projections,
             q_norm: self.norm(q_norm)?,
             k_norm: self.norm(k_norm)?,
@@ -159,6 +163,7 @@ impl<E> Gatherer<'_, E> {
         let gate = if self.config.gated { Some(self.linear(names.gate, bias)?) } else { None };
         Ok(FeedForwardWeights {
             norms: self.norms(&names.norms)?,
+            adapter: None,
             gate,
             up: self.linear(names.up, bias)?,
             down: self.linear(names.down, bias)?,
@@ -176,6 +181,12 @@ impl LayerWeights {
             cross: names.cross.as_ref().map(|cross| gatherer.attention(cross, false)).transpose()?,
             feed_forward: gatherer.feed_forward(&names.feed_forward)?,
         })
+    }
+
+    /// Puts bottleneck adapters behind the attention and the feed-forward block.
+    pub fn set_adapters(&mut self, attention: Bottleneck, feed_forward: Bottleneck) {
+        self.attention.adapter = Some(attention);
+        self.feed_forward.adapter = Some(feed_forward);
     }
 
     /// Every linear layer, in the order of computing.
@@ -248,7 +259,8 @@ pub fn layer_forward(tape: &Tape, config: &ModelConfig, weights: &LayerWeights, 
         let (k, v, context) = keys.extend(k, v);
         let attended = tape.attention(&q, &k, &v, &context);
         drop((q, k, v));
-        attention.output.apply(tape, &attended)
+        let y = attention.output.apply(tape, &attended);
+        attention.adapter.as_ref().map_or_else(|| y.clone(), |adapter| adapter.apply(tape, &y))
     });
     if let Some(cross) = &weights.cross {
         let memory = memory.ok_or_else(|| EngineError::BadStage("its decoder got no encoder output".into()))?;
@@ -305,7 +317,8 @@ impl FeedForwardWeights {
                 None => tape.activate(activation, &up, None),
             };
             drop((gate, up));
-            self.down.apply(tape, &inner)
+            let y = self.down.apply(tape, &inner);
+            self.adapter.as_ref().map_or_else(|| y.clone(), |adapter| adapter.apply(tape, &y))
         })
     }
 }

@@ -1,0 +1,90 @@
+//! Adapter folders: `adapter_model.safetensors` and `adapter_config.json`, of any method.
+
+use anyhow::{Context, Result};
+use barycenter_engine::backbone::Backbone;
+use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
+use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig};
+use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
+use barycenter_engine::Device;
+use barycenter_model::names::Parts;
+use barycenter_model::{FolderTensors, ModelConfig, RawTensor, TensorSource};
+use std::path::Path;
+
+/// What an `adapter_config.json` describes.
+pub enum Adapter {
+    /// A side network.
+    Parallel(SideConfig),
+    /// Products beside linear layers, in PEFT's form.
+    Lora(LoraConfig),
+    /// Bottleneck adapters.
+    Bottlenecks(BottleneckConfig),
+}
+
+impl Adapter {
+    /// Reads the text of an `adapter_config.json`.
+    pub fn parse(text: &str) -> Result<Self> {
+        let json: serde_json::Value = serde_json::from_str(text).context("adapter_config.json is not JSON")?;
+        let numbers = |key: &str| json[key].as_array().map(|list| list.iter().filter_map(|number| Some(number.as_u64()? as usize)).collect::<Vec<_>>());
+        let reduction = || json["reduction"].as_u64().map(|reduction| reduction as usize).context("adapter_config.json has no reduction");
+        if json.get("peft_type").is_some() {
+            return Ok(Self::Lora(PeftConfig::read(text)?));
+        }
+        match (json["method"].as_str().unwrap_or_default(), json["version"].as_u64()) {
+            ("parallel_adapter", Some(1)) => {
+                let taps = numbers("taps").context("adapter_config.json has no taps")?;
+                let mut side = SideConfig::new(reduction()?, 0);
+                side.taps = taps;
+                side.temperature = json["gate_temperature"].as_f64().map_or(side.temperature, |temperature| temperature as f32);
+                Ok(Self::Parallel(side))
+            }
+            ("adapters", Some(1)) => {
+                let layers = numbers("layers").filter(|layers| !layers.is_empty()).context("adapter_config.json has no layers")?;
+                Ok(Self::Bottlenecks(BottleneckConfig { reduction: reduction()?, layers: layers[0]..layers[layers.len() - 1] + 1 }))
+            }
+            (method, version) => anyhow::bail!(
+                "adapter_config.json is of method {method:?}, version {version:?}: expected parallel_adapter or adapters of version 1, or a LoRA of PEFT"
+            ),
+        }
+    }
+
+    /// Reads a folder's description, and opens its tensors.
+    pub fn open(folder: &Path) -> Result<(Self, FolderTensors)> {
+        let path = folder.join("adapter_config.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read: give a folder with adapter_config.json and adapter_model.safetensors", path.display()))?;
+        let adapter = Self::parse(&text).with_context(|| format!("the adapter in {} cannot be used", folder.display()))?;
+        Ok((adapter, FolderTensors::open_file(&folder.join("adapter_model.safetensors"))?))
+    }
+
+    /// The whole model with this adapter's inserts in it (none for a side network, which stands beside it).
+    pub fn whole_model(
+        &self,
+        device: &Device,
+        config: &ModelConfig,
+        weights: &mut dyn TensorSource,
+        find: impl FnMut(&str) -> Option<RawTensor>,
+    ) -> Result<Backbone> {
+        let mut model = Backbone::load(device, config, weights, &Parts::all(config))?;
+        match self {
+            Self::Parallel(_) => {}
+            Self::Lora(lora) => Lora::new(device, config, lora, find)?.attach(&mut model),
+            Self::Bottlenecks(adapters) => Bottlenecks::load(device, config, adapters, find)?.attach(&mut model),
+        }
+        Ok(model)
+    }
+
+    /// The side network, if it is one.
+    pub fn side(&self, device: &Device, config: &ModelConfig, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Side>> {
+        let Self::Parallel(side) = self else { return Ok(None) };
+        let layout = SideLayout::whole(config, side)?;
+        let flat = flat_from_named(&layout, find)?;
+        Ok(Some(Side::new(device, layout, &flat)?))
+    }
+}
+
+/// A folder that must hold a LoRA adapter.
+pub fn read_lora(folder: &Path) -> Result<(LoraConfig, FolderTensors)> {
+    match Adapter::open(folder)? {
+        (Adapter::Lora(lora), tensors) => Ok((lora, tensors)),
+        _ => anyhow::bail!("{} holds an adapter of another method: expected a LoRA adapter (adapter_config.json with peft_type)", folder.display()),
+    }
+}

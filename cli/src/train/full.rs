@@ -1,0 +1,74 @@
+//! Full fine-tuning: every weight, in f32, through the whole model in every epoch.
+
+use super::{Job, write_adapter, write_json};
+use crate::model::refuse_packed;
+use anyhow::{Context, Result, ensure};
+use barycenter_core::order::SampleOrder;
+use barycenter_engine::packed::MicroBatch;
+use barycenter_engine::tape::no_yield;
+use barycenter_engine::train_full::FullTrainer;
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+
+/// Peak learning rate unless one is given; a model's own recommendation is for the side network.
+const LEARNING_RATE: f64 = 5e-4;
+
+/// Trains and reports.
+pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
+    let Job { options, device, config, data, spec, .. } = job;
+    refuse_packed(options.weights)?;
+    let path = &job.model.path;
+    ensure!(options.out.is_none() || path.is_dir(), "{} is a GGUF file, and what --out writes is a folder like the model's: give the model as a folder, or leave out --out", path.display());
+    let order = SampleOrder::of(spec);
+    let training = job.training(LEARNING_RATE);
+    device.reset_peak();
+    let mut trainer = FullTrainer::load(device, config, &mut job.weights()?, training)?;
+    let mut epochs = Vec::new();
+    println!("epoch  method  seconds    loss");
+    for epoch in 0..spec.epochs {
+        let began = Instant::now();
+        let steps = order.epoch(epoch);
+        let (mut loss, mut labels) = (0.0, 0);
+        for step in 0..steps.steps() {
+            let batch = MicroBatch::pack(steps.mini_batch(step).iter().map(|slotted| &data.samples[slotted.sample.0 as usize]));
+            let count = batch.classes.len();
+            loss += f64::from(trainer.step(&[batch], &no_yield()).await?.loss) * count as f64;
+            labels += count;
+        }
+        let (seconds, loss) = (began.elapsed().as_secs_f64(), loss / labels as f64);
+        println!("{epoch:>5}  full   {seconds:>8.2} {loss:>8.4}");
+        epochs.push(json!({ "epoch": epoch, "seconds": seconds, "loss": loss }));
+    }
+    let peak = device.memory().peak_bytes;
+    println!("peak memory: {:.1} MB", peak as f64 / 1e6);
+    let (right, example) = job.answers(&trainer.model, None).await?;
+    println!("held-out exact match: after {:.1} %", 100.0 * right);
+    job.print_example("", &example);
+    if let Some(folder) = &options.out {
+        write_adapter(folder, "model.safetensors", &trainer.weights().await?, "config.json", &full_config(path)?)?;
+        for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"] {
+            let from = path.join(name);
+            if from.is_file() {
+                std::fs::copy(&from, folder.join(name)).with_context(|| format!("{} cannot be copied", from.display()))?;
+            }
+        }
+    }
+    if let Some(path) = &options.json {
+        write_json(path, &json!({ "method": "full", "epochs": epochs, "peak_memory_bytes": peak, "eval": { "after": right } }))?;
+    }
+    Ok(())
+}
+
+/// The model's `config.json`, saying that weights are f32 now.
+fn full_config(model: &Path) -> Result<String> {
+    let path = model.join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let mut config: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    for key in ["dtype", "torch_dtype"] {
+        if config.get(key).is_some() {
+            config[key] = "float32".into();
+        }
+    }
+    Ok(serde_json::to_string_pretty(&config)?)
+}

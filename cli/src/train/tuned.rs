@@ -1,0 +1,150 @@
+//! LoRA and bottleneck adapters: through the whole model, or its last layers from one cached boundary.
+
+use super::{Job, Method, write_adapter, write_json};
+use crate::adapter::{Adapter, read_lora};
+use anyhow::{Result, ensure};
+use barycenter_core::order::SampleOrder;
+use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
+use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, lora_start};
+use barycenter_engine::packed::MicroBatch;
+use barycenter_engine::tape::no_yield;
+use barycenter_engine::tune::{BoundaryDtype, Inserts, Tuner};
+use serde_json::json;
+use std::time::Instant;
+
+/// Peak learning rate unless one is given; a model's own recommendation is for the side network.
+const LEARNING_RATE: f64 = 2e-3;
+
+/// What is kept of the frozen prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Cache {
+    /// Nothing: every epoch runs the whole model.
+    None,
+    /// Its output, scaled and in half precision.
+    F16,
+    /// Its output as it is: the same losses as without a cache.
+    F32,
+}
+
+impl Cache {
+    fn dtype(self) -> Option<BoundaryDtype> {
+        match self {
+            Self::None => None,
+            Self::F16 => Some(BoundaryDtype::F16),
+            Self::F32 => Some(BoundaryDtype::F32),
+        }
+    }
+}
+
+/// Trains and reports.
+pub(super) async fn run(job: &Job<'_>) -> Result<()> {
+    let Job { options, device, config, data, spec, .. } = job;
+    let mut weights = job.weights()?;
+    let inserts = inserts(job)?;
+    let order = SampleOrder::of(spec);
+    device.reset_peak();
+    let mut tuner = Tuner::load(device, config, &mut weights, inserts, job.training(LEARNING_RATE))?;
+    let (before, example_base) = job.answers(&tuner.model, None).await?;
+    device.reset_peak();
+    let dtype = options.cache.dtype();
+    let mut cache: Vec<Vec<u8>> = Vec::new();
+    let (mut fill_seconds, mut fill_peak) = (0.0, 0);
+    if let Some(dtype) = dtype {
+        let began = Instant::now();
+        for sample in data.samples.chunks(spec.batch as usize) {
+            cache.extend(tuner.boundary(&MicroBatch::pack(sample), dtype, &no_yield()).await?);
+        }
+        fill_seconds = began.elapsed().as_secs_f64();
+        fill_peak = device.memory().peak_bytes;
+        tuner.drop_prefix(&mut weights)?;
+        device.reset_peak();
+        println!("frozen layers run once in {fill_seconds:.2} s");
+    }
+    let entries = |ids: &[usize]| -> Vec<Vec<u8>> { ids.iter().filter_map(|&id| cache.get(id).cloned()).collect() };
+    let (mut losses, mut epochs) = (Vec::new(), Vec::new());
+    println!("epoch  seconds    loss  held-out");
+    for epoch in 0..spec.epochs {
+        let began = Instant::now();
+        let epoch_order = order.epoch(epoch);
+        let (mut sum, mut labels) = (0.0, 0);
+        for step in 0..epoch_order.steps() {
+            let ids: Vec<usize> = epoch_order.mini_batch(step).iter().map(|slotted| slotted.sample.0 as usize).collect();
+            let batch = MicroBatch::pack(ids.iter().map(|&id| &data.samples[id]));
+            let entries = entries(&ids);
+            let loss = tuner.step(&batch, dtype.map(|dtype| (entries.as_slice(), dtype)), &no_yield()).await?.loss;
+            losses.push(loss);
+            sum += f64::from(loss) * batch.classes.len() as f64;
+            labels += batch.classes.len();
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let (mut held_out, mut held_out_labels) = (0.0, 0);
+        let ids: Vec<usize> = (data.train..data.samples.len()).collect();
+        for ids in ids.chunks(spec.batch as usize) {
+            let batch = MicroBatch::pack(ids.iter().map(|&id| &data.samples[id]));
+            let entries = entries(ids);
+            held_out += tuner.loss(&batch, dtype.map(|dtype| (entries.as_slice(), dtype)), None, &no_yield()).await?;
+            held_out_labels += batch.classes.len();
+        }
+        let (loss, held_out) = (sum / f64::from(labels as u32), held_out / f64::from(held_out_labels.max(1) as u32));
+        println!("{epoch:>5} {seconds:>8.2} {loss:>8.4} {held_out:>8.4}");
+        epochs.push(json!({ "epoch": epoch, "seconds": seconds, "loss": loss, "held_out_loss": held_out }));
+    }
+    let train_peak = device.memory().peak_bytes;
+    let cache_bytes: usize = cache.iter().map(Vec::len).sum();
+    match dtype {
+        Some(_) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, train_peak as f64 / 1e6, cache_bytes as f64 / 1e6),
+        None => println!("peak memory: {:.1} MB", train_peak as f64 / 1e6),
+    }
+
+    let tensors = tuner.tensors().await?;
+    let adapter = match &tuner.inserts {
+        Inserts::Lora(lora) => PeftConfig::write(&lora.config, &options.model.display().to_string(), config.family.table().transposed),
+        Inserts::Bottlenecks(adapters) => serde_json::to_string_pretty(&json!({
+            "method": "adapters", "version": 1, "reduction": adapters.config.reduction,
+            "layers": adapters.config.layers.clone().collect::<Vec<_>>(), "base_model": options.model.display().to_string()
+        }))?,
+    };
+    let model = Adapter::parse(&adapter)?.whole_model(device, config, &mut weights, |name| tensors.get(name).cloned())?;
+    drop(tuner);
+    let (after, example) = job.answers(&model, None).await?;
+    println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
+    job.print_example(&example_base, &example);
+    if let Some(folder) = &options.out {
+        write_adapter(folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &adapter)?;
+    }
+    if let Some(path) = &options.json {
+        write_json(path, &json!({
+            "losses": losses, "epochs": epochs, "fill_seconds": fill_seconds, "cache_bytes": cache_bytes, "fill_peak_memory_bytes": fill_peak,
+            "train_peak_memory_bytes": train_peak, "eval": { "before": before, "after": after }
+        }))?;
+    }
+    Ok(())
+}
+
+/// What is trained, from the options.
+fn inserts(job: &Job<'_>) -> Result<Inserts> {
+    let Job { options, device, config, spec, .. } = job;
+    let last = options.last_layers.unwrap_or(config.layers);
+    ensure!((1..=config.layers).contains(&last), "--last-layers {last} must be 1 to {}, the layers of the model", config.layers);
+    ensure!(options.cache == Cache::None || last < config.layers || options.resume_adapter.is_some(), "--cache needs --last-layers below {}: with all layers trained there is no frozen prefix", config.layers);
+    let layers = config.layers - last..config.layers;
+    if options.method == Method::Adapters {
+        ensure!(options.resume_adapter.is_none(), "--resume-adapter goes on from a LoRA adapter: use it with --method lora");
+        let adapters = BottleneckConfig { reduction: options.reduction.map_or(8, |reduction| reduction as usize), layers };
+        return Ok(Inserts::Bottlenecks(Bottlenecks::fresh(device, config, &adapters, spec.seed)?));
+    }
+    if let Some(folder) = &options.resume_adapter {
+        let (lora, mut tensors) = read_lora(folder)?;
+        return Ok(Inserts::Lora(Lora::new(device, config, &lora, |name| barycenter_model::TensorSource::load(&mut tensors, name).ok())?));
+    }
+    ensure!(options.alpha.is_none_or(f64::is_finite), "--alpha must be a number");
+    let lora = LoraConfig {
+        rank: options.rank,
+        alpha: options.alpha.unwrap_or(2.0 * options.rank as f64),
+        rank_stabilised: false,
+        targets: options.targets.clone(),
+        layers: options.last_layers.map(|_| layers.collect()),
+    };
+    let start = lora_start(config, &lora, spec.seed)?;
+    Ok(Inserts::Lora(Lora::new(device, config, &lora, |name| start.get(name).cloned())?))
+}

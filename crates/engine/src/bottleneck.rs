@@ -1,0 +1,149 @@
+//! Bottleneck adapters (Houlsby et al. 2019) within a frozen backbone's layers.
+//!
+//! ```text
+//! y ← y + U relu(D y + d) + u      D: [width / reduction, width], U: [width, width / reduction], U and u start at 0
+//! ```
+//!
+//! One stands behind the attention's output projection, one behind the feed-forward block's, each before the residual
+//! sum (and before a norm of the sub-layer's output, where the family has one).
+
+use crate::EngineError;
+use crate::backbone::{Backbone, Linear};
+use crate::params::ParameterSet;
+use crate::side::uniform;
+use crate::tape::{Tape, Var};
+use crate::tensor::Device;
+use barycenter_model::{Activation, ModelConfig, RawTensor};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Where the two adapters of a layer stand, as their names say it.
+const PLACES: [&str; 2] = ["attention", "feed_forward"];
+
+/// One adapter.
+#[derive(Clone)]
+pub struct Bottleneck {
+    down: Linear,
+    up: Linear,
+}
+
+impl Bottleneck {
+    /// `y + U relu(D y)`.
+    pub fn apply(&self, tape: &Tape, y: &Var) -> Var {
+        let inner = tape.activate(Activation::Relu, &self.down.apply(tape, y), None);
+        tape.add(y, &self.up.apply(tape, &inner))
+    }
+}
+
+/// How large adapters are, and in which layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BottleneckConfig {
+    /// The inner width is the model's width divided by this.
+    pub reduction: usize,
+    /// Layers, from 0.
+    pub layers: Range<usize>,
+}
+
+impl BottleneckConfig {
+    /// Names and shapes of all parameters: `layers.{i}.{attention|feed_forward}.{down|up}.{weight|bias}`.
+    ///
+    /// # Errors
+    /// If the width cannot be divided so, or the model has no such layers or an encoder beside its decoder.
+    pub fn parameters(&self, model: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, EngineError> {
+        let bad = |text: String| Err(EngineError::BadBottleneck(text));
+        if self.reduction == 0 || self.reduction > model.width {
+            return bad(format!("a reduction of {} was asked for, choose 1 to {}", self.reduction, model.width));
+        }
+        if self.layers.is_empty() || self.layers.end > model.layers {
+            return bad(format!("layers {:?} were asked for, the model has {}", self.layers, model.layers));
+        }
+        if model.encoder.is_some() {
+            return bad("an encoder-decoder model has no place for them yet: choose a decoder or an encoder".into());
+        }
+        let (wide, narrow) = (model.width, model.width / self.reduction);
+        let mut list = Vec::new();
+        for (layer, place) in self.layers.clone().flat_map(|layer| PLACES.map(|place| (layer, place))) {
+            let mut add = |name: &str, shape: &[usize]| list.push((format!("layers.{layer}.{place}.{name}"), shape.to_vec()));
+            add("down.weight", &[narrow, wide]);
+            add("down.bias", &[narrow]);
+            add("up.weight", &[wide, narrow]);
+            add("up.bias", &[wide]);
+        }
+        Ok(list)
+    }
+}
+
+/// The adapters of a model, on a device.
+pub struct Bottlenecks {
+    /// What they are.
+    pub config: BottleneckConfig,
+    /// Their values.
+    pub parameters: ParameterSet,
+}
+
+impl Bottlenecks {
+    /// Adapters that change nothing yet: down-projections as torch starts a linear layer, up-projections at 0.
+    pub fn fresh(device: &Device, model: &ModelConfig, config: &BottleneckConfig, seed: u64) -> Result<Self, EngineError> {
+        Self::start(device, model, config, |name, shape, target| {
+            if name.contains(".down.") {
+                // A bias is drawn from the range of its weight.
+                let fan_in = if shape.len() == 2 { shape[1] } else { model.width };
+                uniform(name, seed, fan_in, target);
+            }
+            Ok(())
+        })
+    }
+
+    /// Adapters whose values `find` gives by name.
+    ///
+    /// # Errors
+    /// If one is missing or of another shape.
+    pub fn load(
+        device: &Device,
+        model: &ModelConfig,
+        config: &BottleneckConfig,
+        mut find: impl FnMut(&str) -> Option<RawTensor>,
+    ) -> Result<Self, EngineError> {
+        Self::start(device, model, config, |name, shape, target| {
+            let bad = || EngineError::BadAdapter { name: name.to_string(), expected: shape.to_vec() };
+            let tensor = find(name).filter(|tensor| tensor.shape == shape).ok_or_else(bad)?;
+            target.copy_from_slice(&tensor.to_f32());
+            Ok(())
+        })
+    }
+
+    fn start(
+        device: &Device,
+        model: &ModelConfig,
+        config: &BottleneckConfig,
+        mut fill: impl FnMut(&str, &[usize], &mut [f32]) -> Result<(), EngineError>,
+    ) -> Result<Self, EngineError> {
+        let parameters = ParameterSet::new(device, config.parameters(model)?);
+        let mut values = vec![0f32; parameters.flat_len()];
+        for info in parameters.layout() {
+            fill(&info.name, &info.shape, &mut values[info.offset..info.offset + info.elements()])?;
+        }
+        parameters.write_values(&values);
+        Ok(Self { config: config.clone(), parameters })
+    }
+
+    /// Puts the adapters into the layers of `backbone` that they belong to.
+    pub fn attach(&self, backbone: &mut Backbone) {
+        let first = backbone.range.start;
+        for (at, layer) in backbone.layers.iter_mut().enumerate() {
+            let linear = |place: &str, name: &str| {
+                let part = |part: &str| self.parameters.var(&format!("layers.{}.{place}.{name}.{part}", first + at));
+                Some(Linear::plain(part("weight")?, part("bias")?))
+            };
+            let adapter = |place: &str| Some(Bottleneck { down: linear(place, "down")?, up: linear(place, "up")? });
+            if let [Some(attention), Some(feed_forward)] = PLACES.map(adapter) {
+                layer.set_adapters(attention, feed_forward);
+            }
+        }
+    }
+
+    /// The values by name.
+    pub async fn tensors(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
+        self.parameters.tensors().await
+    }
+}

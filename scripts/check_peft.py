@@ -1,0 +1,65 @@
+"""A LoRA adapter means the same here and in `peft`: the same file, the same logits, in both directions.
+
+usage: check_peft.py PROGRAM MODEL ADAPTER      e.g. target/debug/barycenter assets/demo /tmp/lora
+
+1. ADAPTER, written by `barycenter train --method lora --out ADAPTER`, is loaded by `peft`.
+2. An adapter that `peft` makes and saves is loaded by PROGRAM.
+Each time the logits of seeded token ids are compared, f32 on the processor. Needs torch, transformers, peft and
+safetensors from PyPI. Without them it says that nothing was checked and ends with 0, or with 1 if
+BARYCENTER_REQUIRE_PEFT=1.
+"""
+import json, os, subprocess, sys, tempfile
+
+try:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+except ImportError as error:
+    print(f'NOT CHECKED against peft: {error}; `pip install torch transformers peft safetensors` brings it')
+    sys.exit(1 if os.environ.get('BARYCENTER_REQUIRE_PEFT') == '1' else 0)
+
+# f32 in another order of summation, as `barycenter verify` holds golden logits to.
+TOLERANCE = 1e-4
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
+program, model_folder, adapter_folder = sys.argv[1:]
+
+
+def base():
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+
+
+def compare(what, model, adapter, sequences):
+    with tempfile.TemporaryDirectory() as folder:
+        ids, out = os.path.join(folder, 'ids.json'), os.path.join(folder, 'logits.safetensors')
+        json.dump(sequences, open(ids, 'w'))
+        subprocess.run([program, 'logits', '--device', 'cpu', '--model', model_folder, '--adapter', adapter, '--ids', ids, '--out', out], check=True)
+        ours = load_file(out)
+    worst = 0.0
+    with torch.no_grad():
+        for index, sequence in enumerate(sequences):
+            theirs = model(input_ids=torch.tensor([sequence])).logits[0]
+            worst = max(worst, ((ours[f'logits.{index}'] - theirs).norm() / theirs.norm()).item())
+            with model.disable_adapter():
+                moved = (model(input_ids=torch.tensor([sequence])).logits[0] - theirs).norm() / theirs.norm()
+            assert moved > 100 * TOLERANCE, f'{what}: the adapter changes nothing ({moved:.1e}), so nothing is compared'
+    print(f'{what}: largest relative error of the logits {worst:.1e}')
+    assert worst <= TOLERANCE, f'{what}: {worst:.1e} is above {TOLERANCE:.0e}'
+
+
+torch.manual_seed(11)
+model = base()
+sequences = [torch.randint(3, model.config.vocab_size, (length,)).tolist() for length in (1, 9, 31)]
+compare('our adapter in peft', PeftModel.from_pretrained(model, adapter_folder).eval(), adapter_folder, sequences)
+
+last = model.config.num_hidden_layers - 1
+settings = LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=['q_proj', 'v_proj', 'down_proj'], layers_to_transform=[0, last], task_type='CAUSAL_LM')
+theirs = get_peft_model(base(), settings).eval()
+with torch.no_grad():
+    for name, parameter in theirs.named_parameters():
+        if 'lora_B' in name:
+            parameter.normal_(std=0.05)
+with tempfile.TemporaryDirectory() as folder:
+    theirs.save_pretrained(folder)
+    compare("peft's adapter here", theirs, folder, sequences)
