@@ -15,7 +15,7 @@ const { values: options } = parseArgs({
     pages: { type: "string", default: "2" },
     native: { type: "string", default: "1" },
     epochs: { type: "string" },
-    gradients: { type: "string", default: "f16" },
+    gradients: { type: "string" },
     screenshots: { type: "string" },
     profile: { type: "string", default: "release" },
     "no-build": { type: "boolean", default: false },
@@ -65,7 +65,8 @@ async function demo() {
   const dashboard = options.screenshots ? await swarm.openPage("dashboard", { page: "dashboard", viewport: { width: 1280, height: 900 } }) : null;
 
   step("starting the run");
-  const request = { model: "demo", dataset: "demo-home", min_stages: Math.min(2, nodesWanted), use_all_nodes: true, gradients: options.gradients };
+  const request = { model: "demo", dataset: "demo-home", min_stages: Math.min(2, nodesWanted), use_all_nodes: true };
+  if (options.gradients) request.gradients = options.gradients;
   if (options.epochs) request.epochs = Number(options.epochs);
   const started = await swarm.call("POST", "/api/runs", request);
   let printedPlan = false;
@@ -142,7 +143,7 @@ function roleOf(plan, id) {
 
 function printPlan(plan, nodes) {
   const name = (id) => nodes.find((node) => node.node === id)?.name ?? `node ${id}`;
-  console.log(`\nPlan: fill in ${plan.stages.length} stage${plan.stages.length === 1 ? "" : "s"}, ${plan.micro_batches} micro-batches; then ${plan.train.length} device${plan.train.length === 1 ? "" : "s"} data-parallel from the cache`);
+  console.log(`\nPlan: fill in ${plan.stages.length} stage${plan.stages.length === 1 ? "" : "s"}, ${plan.micro_batches} micro-batches; then ${plan.train.length} device${plan.train.length === 1 ? "" : "s"} data-parallel from the cache, gradients as ${plan.gradients}`);
   plan.stages.forEach((stage, i) => console.log(`  stage ${i}: layers ${stage.layers.start + 1}–${stage.layers.end} on ${stage.members.map((m) => name(m.node)).join(" + ")}`));
   for (const reason of plan.reasons) console.log(`  ${name(reason.node)}: ${reason.reason}`);
   console.log("\nEpoch  phase  seconds    loss  backbone s  side s  wait s");

@@ -103,6 +103,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         epochs: options.epochs,
         steps_per_epoch: options.samples.div_ceil(options.batch),
         weight_bits: weights.bits,
+        gradients: None,
         ..PlanOptions::default()
     };
     let cost = weights.scaled(cost);

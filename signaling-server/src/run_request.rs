@@ -79,6 +79,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         steps_per_epoch,
         weight_bits: 8 * side::weight_bytes(config, model.info.bytes),
         without: request.without.clone(),
+        gradients: request.gradients,
     };
     let default_rows = if model.info.bytes <= SMALL_MODEL_BYTES { EXACT_MATCH_ROWS } else { EXACT_MATCH_ROWS_LARGE };
     let exact_match_rows = request.exact_match_rows.unwrap_or(default_rows).min(set.held_out_samples);
@@ -100,7 +101,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         clip_norm: recommended.clip_norm.unwrap_or(CLIP_NORM),
         seed: request.seed.or(recommended.seed).unwrap_or(SEED),
         checkpoint_steps: CHECKPOINT_STEPS,
-        gradients: request.gradients,
+        gradients: request.gradients.unwrap_or_default(),
     };
     // Weights, the adapter in f32, and some room for keys, values and logits.
     let generate_memory_bytes = (model.info.bytes + 4 * adapter) * 5 / 4 + 4 * u64::from(config.vocab as u32) * 64;

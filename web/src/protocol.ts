@@ -74,7 +74,7 @@ export interface RunRequest {
   min_stages?: number | null;
   use_all_nodes?: boolean;
   exact_match_rows?: number | null;
-  gradients?: 'f32' | 'f16';
+  gradients?: 'f32' | 'f16' | null;
   /** Nodes that are to be given nothing to do. */
   without?: number[];
 }
@@ -270,7 +270,6 @@ export interface PlanBound {
 /** What sending gradients in half precision, or less often, would bring. */
 export interface ReduceAdvice {
   reduce_seconds: number;
-  half_precision_step_seconds: number;
   accumulate: number;
   accumulated_step_seconds: number;
   sentence: string;
@@ -281,6 +280,8 @@ export interface Plan {
   micro_batches: number;
   /** The first epoch fills the cache while it trains, or forward passes fill it before all training. */
   fill?: 'hybrid' | 'forward_only';
+  /** How gradients travel. */
+  gradients?: 'f32' | 'f16';
   train: StageMember[];
   fill_step_seconds: number;
   train_step_seconds: number;

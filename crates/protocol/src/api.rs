@@ -135,9 +135,9 @@ pub struct RunRequest {
     /// Held-out prompts to answer before and after for exact match; 0 = none.
     #[serde(default)]
     pub exact_match_rows: Option<u32>,
-    /// How gradients travel between nodes; default f32.
+    /// How gradients travel between nodes; the planner chooses if it is not said.
     #[serde(default)]
-    pub gradients: GradientType,
+    pub gradients: Option<GradientType>,
     /// Nodes that are to be given nothing to do.
     #[serde(default)]
     pub without: Vec<NodeId>,

@@ -1,6 +1,7 @@
 //! A plan: who computes what, with its prediction and its reasons.
 
 use crate::NodeId;
+use crate::control::GradientType;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -121,6 +122,9 @@ pub struct Plan {
     pub fill: FillMode,
     /// Shares of the train phase: slots per node, contiguous, disjoint, together all slots.
     pub train: Vec<StageMember>,
+    /// How gradients travel.
+    #[serde(default)]
+    pub gradients: GradientType,
     /// Predicted seconds of one step of the first epoch: of a fill step, or of a mini-batch's forward passes and its
     /// train step.
     pub fill_step_seconds: f64,
@@ -177,16 +181,14 @@ pub struct LinkTraffic {
     pub redistribution_bytes: u64,
 }
 
-/// What sending gradients in half precision, or less often, would bring. The nodes do neither yet: it is a prediction.
+/// What summing gradients less often would bring. The nodes do not do it yet: it is a prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReduceAdvice {
     /// Part of a train step that is AllReduce, seconds.
     pub reduce_seconds: f64,
-    /// A train step with gradients sent as f16, seconds, with the devices best for that.
-    pub half_precision_step_seconds: f64,
     /// Mini-batches per AllReduce that leave it at most a tenth of the time.
     pub accumulate: u32,
-    /// A mini-batch with f16 gradients and that interval, seconds.
+    /// A mini-batch with that interval, seconds.
     pub accumulated_step_seconds: f64,
     /// A sentence for people.
     pub sentence: String,

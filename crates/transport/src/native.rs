@@ -11,6 +11,8 @@ mod sockets;
 use crate::connection::{Connection, ConnectionEvent, ConnectionEvents, ConnectionEventsSender, Connector, Description, DescriptionKind, Plane};
 use bytes::BytesMut;
 use futures::channel::mpsc;
+use rtc::ice::mdns::MulticastDnsMode;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -34,6 +36,8 @@ const GATHERING_TIMEOUT: Duration = Duration::from_secs(2);
 const ICE_DISCONNECTED: Duration = Duration::from_secs(3);
 const ICE_FAILED: Duration = Duration::from_secs(1);
 const ICE_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Where names in `.local` are asked for.
+const MULTICAST_DNS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 /// Threads for the sockets of all links of the process.
 const THREADS: usize = 2;
 
@@ -204,11 +208,24 @@ async fn describe(kind: DescriptionKind, connection: &dyn PeerConnection, handle
     Ok(())
 }
 
+/// Multicast needs a network that carries it: a computer without a route has none, and makes its links without.
+fn multicast_dns() -> MulticastDnsMode {
+    let joined = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.join_multicast_v4(&MULTICAST_DNS, &Ipv4Addr::UNSPECIFIED));
+    match joined {
+        Ok(()) => MulticastDnsMode::QueryOnly,
+        Err(error) => {
+            log::info!("names of devices are not asked for by multicast: {error}");
+            MulticastDnsMode::Disabled
+        }
+    }
+}
+
 async fn build(addresses: Vec<String>, handler: Arc<Handler>) -> Result<Arc<dyn PeerConnection>, webrtc::error::Error> {
     let settings = SettingEngineBuilder::new()
         .with_ice_timeouts(Some(ICE_DISCONNECTED), Some(ICE_FAILED), Some(ICE_KEEP_ALIVE))
         .with_sctp_max_receive_buffer_size(sockets::receive_window_bytes())
         .with_include_loopback_candidate(true)
+        .with_multicast_dns_mode(multicast_dns())
         .build();
     let connection = PeerConnectionBuilder::new()
         .with_setting_engine(settings)

@@ -135,11 +135,14 @@ impl Host {
         Ok(PlanPreview { plan, cache_bytes: prepared.options.cache_bytes, seconds, steps_per_epoch, epochs: spec.epochs })
     }
 
-    pub(super) fn start_run(&mut self, prepared: PreparedRun, examination: Option<Box<Examination>>) -> Answer<RunInfo> {
+    pub(super) fn start_run(&mut self, mut prepared: PreparedRun, examination: Option<Box<Examination>>) -> Answer<RunInfo> {
         if let Some(run) = self.run.as_ref().filter(|run| run.is_active()) {
             return Err(Refusal::conflict(format!("run {} is not over yet: stop it before starting another", run.stored.info.run)));
         }
-        self.plan(&prepared)?;
+        // What the planner chose now holds for the whole run, whatever later plans would choose.
+        let gradients = self.plan(&prepared)?.plan.gradients;
+        prepared.options.gradients = Some(gradients);
+        prepared.spec.gradients = gradients;
         let steps_per_epoch = barycenter_core::schedule::steps_per_epoch(&prepared.spec);
         let run = self.store.add_run(&prepared.spec, unix_millis() / 1000, steps_per_epoch, prepared.exact_match_rows)?;
         let stored = self.store.run(run)?.ok_or_else(|| Refusal::internal("a run vanished from the data base"))?;

@@ -2,7 +2,7 @@
 
 use super::PlanOptions;
 use super::shares::shares;
-use barycenter_protocol::control::Measurements;
+use barycenter_protocol::control::{GradientType, Measurements};
 use barycenter_protocol::plan::{DeviceProfile, FillMode, LayerCost, ModelCost};
 
 /// Fixed cost of starting a piece of work on a device and passing it on: what the engines need for an empty job, of
@@ -53,8 +53,8 @@ pub(super) struct Costs<'a> {
     pub devices: &'a [DeviceProfile],
     pub options: &'a PlanOptions,
     pub batch: u32,
-    /// Bytes of a gradient value on a link: 4; 2 to ask what half precision would bring.
-    pub gradient_bytes: f64,
+    /// How gradients travel.
+    pub gradients: GradientType,
     prefix: Vec<LayerCost>,
     /// From a to b at `a * devices + b`.
     links: Vec<Link>,
@@ -76,12 +76,12 @@ impl<'a> Costs<'a> {
             links[a * devices.len() + b] = link;
             links[b * devices.len() + a] = link;
         }
-        Self { model, devices, options, batch: batch.max(1), gradient_bytes: 4.0, prefix, links }
+        Self { model, devices, options, batch: batch.max(1), gradients: options.gradients.unwrap_or_default(), prefix, links }
     }
 
-    /// The same with gradients of another size on the links.
-    pub fn with_gradient_bytes(&self, gradient_bytes: f64) -> Self {
-        Self { model: self.model, devices: self.devices, options: self.options, batch: self.batch, gradient_bytes, prefix: self.prefix.clone(), links: self.links.clone() }
+    /// The same with gradients that travel in another way.
+    pub fn with_gradients(&self, gradients: GradientType) -> Self {
+        Self { model: self.model, devices: self.devices, options: self.options, batch: self.batch, gradients, prefix: self.prefix.clone(), links: self.links.clone() }
     }
 
     pub fn layers(&self) -> usize {
@@ -312,7 +312,7 @@ impl<'a> Costs<'a> {
             }
             busiest = busiest.max(per_byte);
         }
-        2.0 * (latency + busiest * self.gradient_bytes * parameters as f64 / n as f64 + JOB_SECONDS)
+        2.0 * (latency + busiest * self.gradients.wire_bytes(parameters) as f64 / n as f64 + JOB_SECONDS)
     }
 
     /// AllReduce of a stage's adapter part.

@@ -5,7 +5,7 @@ use super::objective::Choice;
 use super::redistribute;
 use super::search::Found;
 use super::train::{TrainChoice, train_choices};
-use super::human_bytes;
+use super::{WORTHWHILE, human_bytes};
 use barycenter_protocol::plan::{DeviceReason, FillMode, LinkTraffic, Plan, PlanBound, ReduceAdvice, Stage, StageMember};
 use std::collections::BTreeMap;
 
@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 const REDUCE_PART: f64 = 0.1;
 /// Longest interval that is advised: beyond, the larger effective mini-batch is felt in the training.
 const LONGEST_INTERVAL: u32 = 16;
-/// Advice has to make a step faster by at least this.
-const WORTHWHILE: f64 = 0.95;
 
 pub(super) fn describe(costs: &Costs, found: &Found) -> Plan {
     let (fill, train) = (&found.choice.fill, &found.choice.train);
@@ -39,6 +37,7 @@ pub(super) fn describe(costs: &Costs, found: &Found) -> Plan {
         redistribution_seconds: found.choice.redistribution_seconds,
         bound: PlanBound { objective_seconds: found.choice.objective, lower_bound_seconds: found.lower_bound, is_exact: found.is_exact },
         links: links(costs, &found.choice),
+        gradients: costs.gradients,
         advice: advice(costs, train),
         reasons: (0..costs.devices.len()).map(|d| reason(costs, found, d)).collect(),
     }
@@ -72,7 +71,7 @@ fn links(costs: &Costs, choice: &Choice) -> Vec<LinkTraffic> {
         }
     }
     // each of n members exchanges with every other one, in both directions, its n-th part and the n-th part of the sum
-    let reduce_bytes = |members: usize, parameters: u64| 16 * parameters / members.max(1) as u64;
+    let reduce_bytes = |members: usize, parameters: u64| 4 * costs.gradients.wire_bytes(parameters) / members.max(1) as u64;
     let pairs = |members: &[(usize, u32)]| -> Vec<(usize, usize)> { members.iter().flat_map(|a| members.iter().filter(|b| a.0 < b.0).map(|b| (a.0, b.0))).collect() };
     if mode == FillMode::Hybrid {
         for stage in &choice.fill.stages {
@@ -92,15 +91,13 @@ fn links(costs: &Costs, choice: &Choice) -> Vec<LinkTraffic> {
     links.into_values().collect()
 }
 
-/// What f16 gradients, and AllReduce after several mini-batches, would bring: the set of devices and the shortest interval
-/// at which AllReduce is at most a tenth of the time.
+/// What AllReduce after several mini-batches would bring: the set of devices, and the shortest interval at which AllReduce
+/// is at most a tenth of the time.
 fn advice(costs: &Costs, train: &TrainChoice) -> Option<ReduceAdvice> {
     if costs.devices.len() < 2 {
         return None;
     }
-    let half = costs.with_gradient_bytes(2.0);
-    let choices = train_choices(&half);
-    let half_precision_step_seconds = choices.first()?.seconds;
+    let choices = train_choices(costs);
     let best_at = |interval: u32| {
         let seconds = |c: &TrainChoice| c.seconds - c.reduce_seconds * (1.0 - 1.0 / f64::from(interval));
         choices.iter().map(|c| (seconds(c), c)).min_by(|a, b| a.0.total_cmp(&b.0))
@@ -109,17 +106,16 @@ fn advice(costs: &Costs, train: &TrainChoice) -> Option<ReduceAdvice> {
     let enough = |k: &u32| best_at(*k).is_some_and(|(seconds, c)| c.reduce_seconds / f64::from(*k) <= REDUCE_PART * seconds);
     let accumulate = intervals.clone().find(enough).unwrap_or(LONGEST_INTERVAL);
     let (accumulated_step_seconds, set) = best_at(accumulate)?;
-    if accumulated_step_seconds > WORTHWHILE * train.seconds {
+    if accumulate == 1 || accumulated_step_seconds > WORTHWHILE * train.seconds {
         return None;
     }
-    let interval = if accumulate == 1 { String::new() } else { format!(", summed once per {accumulate} mini-batches (a {accumulate} times larger effective mini-batch)") };
     let sentence = format!(
-        "With gradients sent as f16{interval}, {} would train a mini-batch in {:.3} s instead of {:.3} s; the devices do not do that yet.",
+        "With gradients summed once per {accumulate} mini-batches (a {accumulate} times larger effective mini-batch), {} would train a mini-batch in {:.3} s instead of {:.3} s; the devices do not do that yet, a larger mini-batch does the same.",
         people(set.members.len()),
         accumulated_step_seconds,
         train.seconds
     );
-    Some(ReduceAdvice { reduce_seconds: train.reduce_seconds, half_precision_step_seconds, accumulate, accumulated_step_seconds, sentence })
+    Some(ReduceAdvice { reduce_seconds: train.reduce_seconds, accumulate, accumulated_step_seconds, sentence })
 }
 
 fn people(devices: usize) -> String {

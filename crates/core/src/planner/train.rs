@@ -119,7 +119,7 @@ pub(super) fn train_bound(costs: &Costs) -> f64 {
             links.iter().take(most).scan(0.0, |sum, link| { *sum += link; Some(*sum) }).collect()
         })
         .collect();
-    let gradient = costs.gradient_bytes * costs.adapter_parameters(0, costs.layers()) as f64;
+    let gradient = costs.gradients.wire_bytes(costs.adapter_parameters(0, costs.layers())) as f64;
     let work = f64::from(costs.batch) * costs.train_sample_flops();
     let mut speed = 0.0;
     let by_size = speeds.iter().enumerate().take(most).map(|(i, own)| {
