@@ -35,7 +35,7 @@ fn losses(report: &serde_json::Value) -> Vec<f64> {
 fn lora_learns_and_its_files_go_on_and_export() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (adapter, gguf, demo) = (folder.path().join("lora"), folder.path().join("lora.gguf"), demo());
-    let last = ["--method", "lora", "--last-layers", "2", "--rank", "4", "--warmup-steps", "1"];
+    let last = ["--method", "lora", "--last-layers", "2", "--rank", "4", "--warmup-steps", "1", "--learning-rate", "1e-2"];
     let whole = losses(&train(folder.path(), &last));
     assert!(whole[1] < whole[0], "{whole:?}");
     let cached = train(folder.path(), &[&last[..], &["--cache", "f32", "--out", text(&adapter)]].concat());

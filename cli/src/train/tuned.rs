@@ -5,11 +5,12 @@ use crate::adapter::{Adapter, read_lora};
 use anyhow::{Result, ensure};
 use barycenter_core::order::SampleOrder;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
-use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, lora_start};
+use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, lora_modules, lora_start};
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::tune::{BoundaryDtype, Inserts, Tuner};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// Peak learning rate unless one is given; a model's own recommendation is for the side network.
@@ -138,13 +139,18 @@ fn inserts(job: &Job<'_>) -> Result<Inserts> {
         return Ok(Inserts::Lora(Lora::new(device, config, &lora, |name| barycenter_model::TensorSource::load(&mut tensors, name).ok())?));
     }
     ensure!(options.alpha.is_none_or(f64::is_finite), "--alpha must be a number");
-    let lora = LoraConfig {
+    let mut lora = LoraConfig {
         rank: options.rank,
         alpha: options.alpha.unwrap_or(2.0 * options.rank as f64),
         rank_stabilised: false,
         targets: options.targets.clone(),
         layers: options.last_layers.map(|_| layers.collect()),
     };
+    if lora.targets.iter().any(|target| target == "all-linear") {
+        // PEFT does not know the word beside chosen layers: its file gets the names.
+        let names: BTreeSet<String> = lora_modules(config, &lora)?.iter().filter_map(|module| Some(module.name.rsplit('.').next()?.to_string())).collect();
+        lora.targets = names.into_iter().collect();
+    }
     let start = lora_start(config, &lora, spec.seed)?;
     Ok(Inserts::Lora(Lora::new(device, config, &lora, |name| start.get(name).cloned())?))
 }

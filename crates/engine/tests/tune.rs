@@ -1,6 +1,8 @@
 //! LoRA and bottleneck adapters: gradients against differences of the loss, the cached boundary against the whole model,
 //! GGUF files read back.
 
+#![allow(clippy::unwrap_used)]
+
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
 use barycenter_engine::lora::{Lora, LoraConfig, lora_start, to_gguf};
 use barycenter_engine::optim::{AdamWConfig, LinearSchedule};

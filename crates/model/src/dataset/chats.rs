@@ -50,7 +50,7 @@ impl Chat {
     }
 
     fn last_answer(&self) -> Option<usize> {
-        self.messages.iter().rposition(|message| is_assistant(message))
+        self.messages.iter().rposition(is_assistant)
     }
 
     fn render(&self, file: &str, template: &ChatTemplate, messages: &[Value], prompt: bool) -> Result<Rendered, DataError> {
