@@ -56,7 +56,7 @@ fn is_position_table(name: &str) -> bool {
     ["position", "wpe.", "token_type", "relative_attention_bias"].iter().any(|part| name.contains(part))
 }
 
-/// Tensors of another source as a [`WeightType`] has them.
+/// Tensors of another source as a [`WeightType`] has them; every tensor is checked for what is not a number.
 pub struct Weights<S> {
     source: S,
     weight_type: WeightType,
@@ -69,12 +69,14 @@ impl<S: TensorSource> Weights<S> {
     }
 
     fn convert(&self, name: &str, tensor: RawTensor) -> Result<RawTensor, ModelError> {
+        check_finite(name, tensor.dtype, &tensor.bytes)?;
         let dtype = self.weight_type.dtype_of(name, &tensor.shape, tensor.dtype);
         if dtype == tensor.dtype {
             return Ok(tensor);
         }
-        check_finite(name, tensor.dtype, &tensor.bytes)?;
-        Ok(tensor.converted(dtype))
+        let converted = tensor.converted(dtype);
+        check_finite(name, dtype, &converted.bytes)?;
+        Ok(converted)
     }
 }
 
