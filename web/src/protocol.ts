@@ -245,6 +245,8 @@ export interface Stage {
 
 export interface DeviceReason {
   node: number;
+  /** Its name, also after it has left. */
+  name?: string;
   reason: string;
   fill_memory_bytes: number;
   train_memory_bytes: number;

@@ -199,8 +199,9 @@ export function change(before: PlanPreview | null, after: PlanPreview, dropped: 
   return `Without ${whom} it takes ${words(after.seconds)} instead of ${words(before.seconds)}.`;
 }
 
-export function nameOf(node: number, nodes: readonly NodeView[]): string {
-  return nodes.find((n) => n.node === node)?.name ?? `device ${node}`;
+/** The name of a device that is here, or that the plan remembers. */
+export function nameOf(node: number, nodes: readonly NodeView[], plan?: Plan): string {
+  return nodes.find((n) => n.node === node)?.name ?? (plan?.reasons.find((r) => r.node === node)?.name || `device ${node}`);
 }
 
 /** One sentence about a model. */

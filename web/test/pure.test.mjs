@@ -35,6 +35,13 @@ const plan = {
   reasons: [{ node: 3, reason: 'Too slow to help.', fill_memory_bytes: 0, train_memory_bytes: 0 }],
 };
 
+test('a_device_that_left_keeps_the_name_that_the_plan_remembers', () => {
+  const remembered = { ...plan, reasons: [{ ...plan.reasons[0], name: 'Tablet' }] };
+  assert.equal(story.nameOf(3, [], remembered), 'Tablet');
+  assert.equal(story.nameOf(3, [node(3, 'Renamed')], remembered), 'Renamed');
+  assert.equal(story.nameOf(4, [], remembered), 'device 4');
+});
+
 test('bytes_keep_three_figures_at_most_and_never_show_1000_of_a_unit', () => {
   assert.deepEqual([0, 999, 999.6, 1234, 99_949, 99_951, 999_600, 1.5e9, -3].map(format.bytes).map(plain), ['0 B', '999 B', '1.0 kB', '1.2 kB', '99.9 kB', '100 kB', '1.0 MB', '1.5 GB', '0 B']);
 });

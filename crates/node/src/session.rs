@@ -130,10 +130,10 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
 
 /// The next event of the peers, for as long as there is a transport.
 async fn next_event(peers: &mut Option<TransportEvents>) -> TransportEvent {
-    if let Some(events) = peers {
-        if let Some(event) = events.recv().await {
-            return event;
-        }
+    if let Some(events) = peers
+        && let Some(event) = events.recv().await
+    {
+        return event;
     }
     std::future::pending().await
 }

@@ -91,6 +91,9 @@ pub struct Stage {
 pub struct DeviceReason {
     /// Who.
     pub node: NodeId,
+    /// Its name, also after it has left.
+    #[serde(default)]
+    pub name: String,
     /// A sentence for people.
     pub reason: String,
     /// Predicted peak memory in the fill phase, bytes.

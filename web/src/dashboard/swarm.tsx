@@ -177,7 +177,7 @@ function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element
           {plan.stages.map((stage) => (
             <span key={stage.layers.start} class="strip-part cool" style={{ flexGrow: stage.layers.end - stage.layers.start }}>
               <b>{stage.layers.end - stage.layers.start === 1 ? stage.layers.end : `${stage.layers.start + 1}–${stage.layers.end}`}</b>{' '}
-              {stage.members.map((m) => nameOf(m.node, nodes)).join(' + ')}
+              {stage.members.map((m) => nameOf(m.node, nodes, plan)).join(' + ')}
             </span>
           ))}
         </dd>
@@ -190,7 +190,7 @@ function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element
               <b>
                 {member.slots.end - member.slots.start}/{slots}
               </b>{' '}
-              {nameOf(member.node, nodes)}
+              {nameOf(member.node, nodes, plan)}
             </span>
           ))}
         </dd>

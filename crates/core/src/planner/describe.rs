@@ -153,5 +153,5 @@ fn reason(costs: &Costs, found: &Found, d: usize) -> DeviceReason {
         None if costs.train_slots(d) == 0 => "then rests: it has too little memory or storage for a share of the cache".to_owned(),
         None => "then rests: exchanging gradients with it would take longer than it saves".to_owned(),
     };
-    DeviceReason { node: device.node, reason: format!("{first}; {second}."), fill_memory_bytes, train_memory_bytes }
+    DeviceReason { node: device.node, name: device.name.clone(), reason: format!("{first}; {second}."), fill_memory_bytes, train_memory_bytes }
 }

@@ -115,7 +115,10 @@ pub(super) fn for_row_chunks2(
             .for_each(|(index, (a, b))| f(index * chunk, a, b));
     }
     #[cfg(target_arch = "wasm32")]
-    f(0, a, b);
+    {
+        let _ = b_cols;
+        f(0, a, b);
+    }
 }
 
 /// `f(0), f(1) … f(count − 1)`, on several threads if `elements` of work are enough.
