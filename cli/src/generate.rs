@@ -57,7 +57,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let (adapter, mut tensors) = Adapter::open(folder)?;
         let mut find = |name: &str| tensors.load(name).ok();
         let side = adapter.side(&device, config, &mut find)?;
-        let tuned_model = adapter.whole_model(&device, config, &mut weights, &mut find)?;
+        // A side network stands beside the model; other adapters are set into a model of their own.
+        let tuned_model = match &adapter {
+            Adapter::Parallel(_) => model,
+            _ => {
+                drop(model);
+                adapter.whole_model(&device, config, &mut weights, &mut find)?
+            }
+        };
         let tuned = generate(&tuned_model, side.as_ref(), &prompts, &limits, &no_yield()).await?;
         println!("base   {text}\ntuned  {}", tokenizer.decode_response(&tuned[0])?);
         Ok(ExitCode::SUCCESS)

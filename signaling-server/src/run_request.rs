@@ -50,9 +50,12 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
     let or = |asked: Option<u32>, recommended: Option<u32>, default| asked.or(recommended).unwrap_or(default);
     let reduction = or(request.reduction, recommended.reduction, default_reduction(config));
     let epochs = within("number of epochs", or(request.epochs, recommended.epochs, EPOCHS), 1, 1000)?;
+    if set.train_samples == 0 {
+        return Err(Refusal::bad("the data set has no row to learn from: add rows"));
+    }
     let batch = within("mini-batch", or(request.batch, recommended.batch, BATCH), 1, 4096)?.min(set.train_samples);
     let steps_per_epoch = set.train_samples.div_ceil(batch);
-    let total = steps_per_epoch * epochs;
+    let total = steps_per_epoch.checked_mul(epochs).ok_or_else(|| Refusal::bad(format!("{epochs} epochs of {steps_per_epoch} steps are too many: choose fewer epochs or a larger mini-batch")))?;
     let warmup_steps = or(request.warmup_steps, recommended.warmup_steps, (total / 10).max(1)).min(total);
     let learning_rate = request.learning_rate.or(recommended.learning_rate).unwrap_or(LEARNING_RATE);
     if !(learning_rate > 0.0 && learning_rate <= 1.0) {
@@ -77,7 +80,8 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         fill: if request.min_stages.unwrap_or(1) > 1 || request.use_all_nodes { FillWish::Hybrid } else { FillWish::Fastest },
         epochs,
         steps_per_epoch,
-        weight_bits: 8 * side::weight_bytes(config, model.info.bytes),
+        // The swarm holds weights as they are stored, so that no other type is a remedy.
+        weight_bits: 0,
         without: request.without.clone(),
         gradients: request.gradients,
     };

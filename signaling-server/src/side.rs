@@ -64,9 +64,10 @@ pub fn adapter_parameter_count(config: &ModelConfig, reduction: u32) -> Result<u
     Ok(adapter_parameters(config, reduction)?.iter().map(|p| p.elements() as u64).sum())
 }
 
-/// Bytes of one frozen weight as stored, rounded up.
+/// Bytes of one frozen weight as stored, to the nearest: a few f32 vectors beside f16 matrices do not make it three.
 pub fn weight_bytes(config: &ModelConfig, stored_bytes: u64) -> u32 {
-    stored_bytes.div_ceil((names::parameter_count(config) as u64).max(1)) as u32
+    let count = (names::parameter_count(config) as u64).max(1);
+    ((stored_bytes + count / 2) / count).max(1) as u32
 }
 
 /// What the planner needs to know, as [`barycenter_core::cost`] counts it.

@@ -112,7 +112,12 @@ impl Coordinator {
 
     /// The plan that would be made now.
     pub fn preview(&self, cost: &ModelCost, batch: u32, options: &PlanOptions) -> Result<Plan, PlanError> {
-        planner::plan(cost, &linked_subset(&self.measurements()), batch, options)
+        let mut measured = self.measurements();
+        if measured.devices.iter().any(|d| !options.without.contains(&d.node)) {
+            // who is left out has no say in who is linked with whom
+            measured.devices.retain(|d| !options.without.contains(&d.node));
+        }
+        planner::plan(cost, &linked_subset(&measured), batch, options)
     }
 
     /// The plan in force.

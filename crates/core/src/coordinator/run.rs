@@ -15,7 +15,7 @@ use super::swarm::Context;
 use super::{CoordinatorOutput, Level, Patience, RunProgress, RunSnapshot, RunStart, StepRecord};
 use crate::io::{Micros, SECOND};
 use crate::order::SampleOrder;
-use crate::planner::{self, linked_subset};
+use crate::planner::{self, FillWish, PlanOptions, linked_subset};
 use crate::schedule::{steps_per_epoch, total_steps};
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{Assignment, CheckpointRef, FromNode, Holding, Phase, PhaseKind, StepReport, ToNode};
@@ -120,7 +120,10 @@ impl Run {
         Self { nodes_before: snapshot.nodes, ..run }
     }
 
-    fn with(start: RunStart, fresh: Fresh, generation: Generation, checkpoint: Option<CheckpointRef>, paused: bool, books: Books) -> Self {
+    fn with(mut start: RunStart, fresh: Fresh, generation: Generation, checkpoint: Option<CheckpointRef>, paused: bool, books: Books) -> Self {
+        // What the run is, the planner is not to choose again.
+        start.plan.gradients = Some(start.spec.gradients);
+        (start.plan.epochs, start.plan.steps_per_epoch) = (start.spec.epochs, steps_per_epoch(&start.spec));
         Self {
             order: SampleOrder::of(&start.spec),
             start,
@@ -291,7 +294,7 @@ impl Run {
         self.holdings.remove(&node);
         let failures = self.excluded.get(&node).map_or(0, |e| e.failures) + 1;
         self.leaves_rehearsal(node);
-        self.excluded.insert(node, Exclusion { failures, until: ctx.now + (LEFT_OUT << (failures - 1)), reason: reason.clone() });
+        self.excluded.insert(node, Exclusion { failures, until: ctx.now + (LEFT_OUT << (failures.min(MAX_FAILURES) - 1)), reason: reason.clone() });
         self.lose(ctx, node, &name);
         if !self.is_over() && ctx.swarm.members.keys().all(|n| self.excluded.get(n).is_some_and(Exclusion::is_final)) {
             self.end(ctx, RunState::Failed, reason);
@@ -352,7 +355,7 @@ impl Run {
                 self.stall.waits(ctx.now, node, peers);
                 self.check_stall(ctx);
             }
-            FromNode::Failed { generation, reason } if generation == self.generation && !self.is_over() => self.exclude(ctx, node, reason),
+            FromNode::Failed { generation, reason } if current(generation) && !self.is_over() => self.exclude(ctx, node, reason),
             _ => {}
         }
     }
@@ -488,7 +491,7 @@ impl Run {
         if self.hopeless == Some(situation) {
             return;
         }
-        match self.make_plan(ctx) {
+        match self.make_plan(ctx, self.start.plan.fill) {
             Ok((plan, considered)) => self.prepare(ctx, plan, considered),
             Err(error) => {
                 self.hopeless = Some(situation);
@@ -497,10 +500,12 @@ impl Run {
         }
     }
 
-    fn make_plan(&self, ctx: &Context) -> Result<(Plan, BTreeSet<NodeId>), planner::PlanError> {
-        let measured = self.corrected(linked_subset(&ctx.swarm.measurements(|n| !self.is_left_out(ctx.now, n))));
+    fn make_plan(&self, ctx: &Context, fill: FillWish) -> Result<(Plan, BTreeSet<NodeId>), planner::PlanError> {
+        let options = PlanOptions { fill, ..self.start.plan.clone() };
+        let takes_part = |n: NodeId| !self.is_left_out(ctx.now, n) && !options.without.contains(&n);
+        let measured = self.corrected(linked_subset(&ctx.swarm.measurements(takes_part)));
         let considered = measured.devices.iter().map(|d| d.node).collect();
-        Ok((planner::plan(&self.start.cost, &measured, self.start.spec.batch, &self.start.plan)?, considered))
+        Ok((planner::plan(&self.start.cost, &measured, self.start.spec.batch, &options)?, considered))
     }
 
     fn prepare(&mut self, ctx: &mut Context, plan: Plan, considered: BTreeSet<NodeId>) {
@@ -738,9 +743,14 @@ impl Run {
     // ---- books ----
 
     fn step_done(&mut self, ctx: &mut Context, node: NodeId, report: StepReport) {
-        self.stall.moved(node);
-        let State::Phase { kind, doing, .. } = &self.state else { return };
+        let spec = &self.start.spec;
+        let State::Phase { kind: kind @ (PhaseKind::Fill | PhaseKind::Train), doing, .. } = &self.state else { return };
         let (epoch, step) = (report.epoch, report.step);
+        // A step that the run does not have is no step of it.
+        if epoch >= spec.epochs || step >= steps_per_epoch(spec) {
+            return;
+        }
+        self.stall.moved(node);
         let is_fill = *kind == PhaseKind::Fill;
         let done_by = if self.excluded.is_empty() { BTreeSet::new() } else { doing.clone() };
         let Some(closed) = self.books.report(ctx.now, node, report, doing, &self.order, is_fill) else { return };

@@ -126,16 +126,15 @@ impl<'a> Costs<'a> {
         self.seconds_of(mode, self.sample_flops(mode, stage.from, stage.to), slowest / f64::from(micro_batches))
     }
 
-    /// Bytes that do not depend on the samples: frozen weights, adapter with gradient and two moments. In a
-    /// forward-only fill a node holds the whole adapter, since it may be one of those that train from it.
+    /// Bytes that do not depend on the samples: frozen weights, and where the stage trains its adapter with gradient and
+    /// two moments (a forward-only fill is a generation of its own, without adapters).
     pub fn fill_fixed_bytes(&self, mode: FillMode, from: usize, to: usize) -> u64 {
         let part = sub(self.prefix[to], self.prefix[from]);
         let (first, last) = (from == 0, to == self.layers());
-        let heads = last || mode == FillMode::ForwardOnly;
         let embedding = if first { self.model.embedding.weight_bytes } else { 0 };
         let shared = if self.model.tied_head { embedding } else { 0 };
-        let head = if heads { self.model.head.weight_bytes.saturating_sub(shared) } else { 0 };
-        let adapter = if mode == FillMode::ForwardOnly { self.adapter_parameters(0, self.layers()) } else { self.adapter_parameters(from, to) };
+        let head = if last { self.model.head.weight_bytes.saturating_sub(shared) } else { 0 };
+        let adapter = if mode == FillMode::ForwardOnly { 0 } else { self.adapter_parameters(from, to) };
         part.weight_bytes + embedding + head + 16 * adapter
     }
 

@@ -25,7 +25,8 @@ pub(super) fn space_error(cost: &ModelCost, measurements: &Measurements, batch: 
     let fits = |changed: &Measurements, cost: &ModelCost| is_possible(&Costs::new(cost, changed, batch, options));
     let with_more = |more: u64| {
         let mut changed = measurements.clone();
-        changed.devices[roomiest].memory_budget_bytes += more;
+        let memory = &mut changed.devices[roomiest].memory_budget_bytes;
+        *memory = memory.saturating_add(more);
         changed
     };
     let Some(missing_bytes) = least(plenty, |more| fits(&with_more(more), cost)) else {

@@ -10,6 +10,7 @@
 use super::{Context, Run, State};
 use crate::coordinator::{Level, cache};
 use crate::io::{Micros, SECOND};
+use crate::planner::FillWish;
 use crate::schedule::steps_per_epoch;
 use barycenter_protocol::control::{Assignment, FromNode, Measurements, PhaseKind, StepReport, ToNode};
 use barycenter_protocol::plan::{LayerCost, Plan};
@@ -182,7 +183,9 @@ impl Run {
     fn weigh(&mut self, ctx: &Context, kind: PhaseKind, horizon: u32, redone: u32, heeds_wish: bool) -> Verdict {
         let is_fill = kind == PhaseKind::Fill;
         let Some(now) = &self.plan else { return Verdict::Stay };
-        let Ok((next, considered)) = self.make_plan(ctx) else { return Verdict::Stay };
+        // A fill that trains at once goes on as one: only plans of its kind compare with the plan in force.
+        let fill = if self.fills { FillWish::Hybrid } else { self.start.plan.fill };
+        let Ok((next, considered)) = self.make_plan(ctx, fill) else { return Verdict::Stay };
         let same = if is_fill { next.stages == now.stages && next.micro_batches == now.micro_batches } else { next.train == now.train };
         if same {
             return Verdict::Stay;
