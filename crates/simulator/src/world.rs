@@ -357,6 +357,13 @@ impl World {
         self.state = None;
     }
 
+    /// A device says something of its own making to the server, as a faulty or hostile one might.
+    pub fn forge(&mut self, device: usize, message: FromNode) {
+        if let Some(node) = self.node_of(device) {
+            self.serve(CoordinatorInput::FromNode { node, message });
+        }
+    }
+
     /// Asks for answers.
     pub fn ask(&mut self, request: barycenter_protocol::control::GenerateRequest, memory_bytes: u64) {
         self.serve(CoordinatorInput::Generate { request: Box::new(request), memory_bytes });

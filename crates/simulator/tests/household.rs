@@ -6,7 +6,7 @@ use barycenter_core::coordinator::RunProgress;
 use barycenter_core::io::{Micros, SECOND};
 use barycenter_core::planner::FillWish;
 use barycenter_protocol::api::RunState;
-use barycenter_protocol::control::{GenerateRequest, PhaseKind};
+use barycenter_protocol::control::{FromNode, GenerateRequest, PhaseKind, StepReport};
 use barycenter_simulator::chaos::{LIMIT, laptop, phone, random_links, schedule, small_run};
 use barycenter_simulator::{Act, DeviceSpec, MILLI, World};
 
@@ -59,6 +59,19 @@ fn a_cache_may_be_filled_by_forward_passes_and_all_epochs_trained_from_it() {
     all_recorded(&world);
     let began = |wanted: PhaseKind| world.progress.iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase, .. } if *phase == wanted)).count();
     assert_eq!((began(PhaseKind::Fill), began(PhaseKind::Refill), began(PhaseKind::Train)), (0, 1, 3));
+}
+
+#[test]
+fn a_report_of_a_step_that_the_run_does_not_have_is_nobodys() {
+    let mut world = household(1, vec![laptop()], 1);
+    assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Train) && w.steps_done() > 7));
+    let generation = world.progress.iter().rev().find_map(|(_, p)| if let RunProgress::Planned { generation, .. } = p { Some(*generation) } else { None }).unwrap();
+    for (epoch, step) in [(u32::MAX, u32::MAX), (u32::MAX, 0), (0, u32::MAX), (3, 0)] {
+        let report = StepReport { generation, epoch, step, loss_sum: 1.0, tokens: 1, samples: Vec::new(), backbone_seconds: 0.0, side_seconds: 0.0, wait_seconds: 0.0, gradient_norm: 1.0 };
+        world.forge(0, FromNode::StepDone(report));
+    }
+    finish(&mut world);
+    all_recorded(&world);
 }
 
 #[test]
