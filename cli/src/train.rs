@@ -222,8 +222,8 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
     })
 }
 
-/// Writes tensors and what describes them into a folder, which is made if it is not there.
-fn write_adapter(folder: &Path, tensors_name: &str, tensors: &BTreeMap<String, RawTensor>, config_name: &str, config: &str) -> Result<()> {
+/// Writes tensors and what describes them (an adapter, or a model) into a folder, which is made if it is not there.
+fn write_result(what: &str, folder: &Path, tensors_name: &str, tensors: &BTreeMap<String, RawTensor>, config_name: &str, config: &str) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata);
@@ -231,7 +231,7 @@ fn write_adapter(folder: &Path, tensors_name: &str, tensors: &BTreeMap<String, R
         let path = folder.join(name);
         std::fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))?;
     }
-    println!("written to {}", folder.display());
+    println!("{what} written to {}", folder.display());
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Full fine-tuning: every weight, in f32, through the whole model in every epoch.
 
-use super::{Job, write_adapter, write_json};
+use super::{Job, write_result, write_json};
 use crate::model::refuse_packed;
 use anyhow::{Context, Result, ensure};
 use barycenter_core::order::SampleOrder;
@@ -46,7 +46,7 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
     println!("held-out exact match: after {:.1} %", 100.0 * right);
     job.print_example("", &example);
     if let Some(folder) = &options.out {
-        write_adapter(folder, "model.safetensors", &trainer.weights().await?, "config.json", &full_config(path)?)?;
+        write_result("model", folder, "model.safetensors", &trainer.weights().await?, "config.json", &full_config(path)?)?;
         for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"] {
             let from = path.join(name);
             if from.is_file() {

@@ -1,7 +1,7 @@
 //! Parallel adapters: a fill epoch through the backbone, later epochs from the cache of its layers' outputs.
 
 use super::data::Data;
-use super::{Entries, Job, write_adapter, write_json};
+use super::{Entries, Job, write_result, write_json};
 use crate::model::describe_weights;
 use anyhow::{Context, Result};
 use barycenter_core::order::SampleOrder;
@@ -102,7 +102,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     job.print_example(&example_base, &example_tuned);
     if let Some(folder) = &options.out {
         let adapter = json!({ "method": "parallel_adapter", "version": 1, "reduction": side_config.reduction, "taps": side_config.taps, "gate_temperature": side_config.temperature, "base_model": options.model.display().to_string(), "weights": WeightType::from(options.weights) });
-        write_adapter(folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &serde_json::to_string_pretty(&adapter)?)?;
+        write_result("adapter", folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &serde_json::to_string_pretty(&adapter)?)?;
     }
     if let Some(path) = &options.json {
         let report = json!({ "losses": losses, "held_out": held_out, "epochs": epochs, "cache_bytes": cache_bytes, "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": train_peak,

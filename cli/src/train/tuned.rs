@@ -1,6 +1,6 @@
 //! LoRA and bottleneck adapters: through the whole model, or its last layers from one cached boundary.
 
-use super::{Job, Method, write_adapter, write_json};
+use super::{Job, Method, write_result, write_json};
 use crate::adapter::{Adapter, read_lora};
 use anyhow::{Result, ensure};
 use barycenter_core::order::SampleOrder;
@@ -111,7 +111,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
     job.print_example(&example_base, &example);
     if let Some(folder) = &options.out {
-        write_adapter(folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &adapter)?;
+        write_result("adapter", folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &adapter)?;
     }
     if let Some(path) = &options.json {
         write_json(path, &json!({

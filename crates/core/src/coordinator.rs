@@ -112,11 +112,10 @@ impl Coordinator {
 
     /// The plan that would be made now.
     pub fn preview(&self, cost: &ModelCost, batch: u32, options: &PlanOptions) -> Result<Plan, PlanError> {
-        let mut measured = self.measurements();
-        if measured.devices.iter().any(|d| !options.without.contains(&d.node)) {
-            // who is left out has no say in who is linked with whom
-            measured.devices.retain(|d| !options.without.contains(&d.node));
-        }
+        // who is left out has no say in who is linked with whom; that nobody is wanted, the planner says
+        let measured = self.measurements();
+        let wanted = planner::without(&measured, &options.without);
+        let measured = if wanted.devices.is_empty() { measured } else { wanted };
         planner::plan(cost, &linked_subset(&measured), batch, options)
     }
 

@@ -182,7 +182,7 @@ pub fn plan(cost: &ModelCost, measurements: &Measurements, batch: u32, options: 
 }
 
 /// What was measured of all but some nodes.
-fn without(measurements: &Measurements, nodes: &[NodeId]) -> Measurements {
+pub(crate) fn without(measurements: &Measurements, nodes: &[NodeId]) -> Measurements {
     let stays = |n: NodeId| !nodes.contains(&n);
     Measurements {
         devices: measurements.devices.iter().filter(|d| stays(d.node)).cloned().collect(),
