@@ -75,7 +75,12 @@ impl From<Device> for BackendChoice {
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let result = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    // Commands compute on this thread; the server does not compute, and holds it.
+    if !matches!(command, Command::Serve(_)) {
+        barycenter_engine::cpu::compute_on_this_thread();
+    }
+    let result = match command {
         Command::Serve(options) => serve::run(options),
         Command::Node(options) => node::run(options),
         Command::Train(options) => train::run(&options),

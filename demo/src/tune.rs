@@ -114,7 +114,7 @@ pub async fn tune(device: &Device, folder: &Path, recommendation: &Recommendatio
                 }
                 output.loss_sum.ok_or_else(|| anyhow!("the whole model gives a loss"))?
             } else {
-                let entries: Vec<_> = samples.iter().map(|&sample| cache[sample].clone()).collect();
+                let entries: Vec<_> = samples.iter().map(|&sample| &cache[sample]).collect();
                 stage.train_cached(&batch, &entries, factor, true).await?
             };
             labelled += batch.classes.len();

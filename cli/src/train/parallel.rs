@@ -59,7 +59,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
                 }
                 output.loss_sum.context("one computer holds the last stage")?
             } else {
-                let entries: Vec<Entries> = ids.iter().map(|id| cache[id.0 as usize].clone()).collect();
+                let entries: Vec<&Entries> = ids.iter().map(|id| &cache[id.0 as usize]).collect();
                 runtime.train_cached(&batch, &entries, factor, true).await?
             };
             let norm = runtime.gradient_squared_norm().await?.sqrt();
@@ -118,7 +118,7 @@ async fn evaluate(runtime: &mut StageRuntime, data: &Data, cache: &[Entries], ba
     let ids: Vec<usize> = (data.train..data.samples.len()).collect();
     for chunk in ids.chunks(batch) {
         let packed = MicroBatch::pack(chunk.iter().map(|&id| &data.samples[id]));
-        let entries: Vec<Entries> = chunk.iter().map(|&id| cache[id].clone()).collect();
+        let entries: Vec<&Entries> = chunk.iter().map(|&id| &cache[id]).collect();
         sum += runtime.train_cached(&packed, &entries, 0.0, false).await?;
         labels += packed.classes.len();
     }

@@ -16,17 +16,44 @@ pub fn encode(values: &[f32], rho: &[f32]) -> Vec<u8> {
     bytes
 }
 
+/// The halves of an entry of `tokens` rows of `width`, and the `labels` values of rho behind them, both as stored; `None`
+/// if the length is another.
+pub fn split(bytes: &[u8], tokens: usize, width: usize, labels: usize) -> Option<(&[u8], &[u8])> {
+    (bytes.len() == len_bytes(tokens, width, labels)).then(|| bytes.split_at(2 * tokens * width))
+}
+
+/// Stored f32 values.
+pub fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk))
+}
+
 /// Decodes an entry of `tokens` rows of `width` with `labels` values of rho behind them; `None` if the length is another.
 pub fn decode(bytes: &[u8], tokens: usize, width: usize, labels: usize) -> Option<(Vec<f32>, Vec<f32>)> {
-    let split = 2 * tokens * width;
-    if bytes.len() != split + 4 * labels {
-        return None;
-    }
-    let halves: Vec<f16> = bytes[..split].chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+    let (halves, rho) = split(bytes, tokens, width, labels)?;
+    let halves: Vec<f16> = halves.as_chunks().0.iter().map(|chunk| f16::from_le_bytes(*chunk)).collect();
     let mut values = vec![0.0; halves.len()];
     halves.convert_to_f32_slice(&mut values);
-    let rho = bytes[split..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    Some((values, rho))
+    Some((values, floats(rho).collect()))
+}
+
+/// Rows of several entries behind one another, as a device takes packed halves: two a word, the lower index low.
+pub struct Rows {
+    /// The words.
+    pub words: Vec<u32>,
+}
+
+impl Rows {
+    /// Room for so many values, all 0.
+    pub fn new(values: usize) -> Self {
+        Self { words: vec![0; values.div_ceil(2)] }
+    }
+
+    /// Puts stored halves where element `first` is.
+    pub fn put(&mut self, first: usize, halves: &[u8]) {
+        // Words and halves are little-endian on every platform WebGPU runs on, as entries are.
+        const { assert!(cfg!(target_endian = "little")) };
+        bytemuck::cast_slice_mut::<u32, u8>(&mut self.words)[2 * first..][..halves.len()].copy_from_slice(halves);
+    }
 }
 
 /// Length of an entry, bytes.
@@ -50,5 +77,17 @@ mod tests {
             assert!((x - y).abs() <= x.abs() * f32::powi(2.0, -11), "{x} {y}");
         }
         assert!(decode(&bytes[1..], 3, 4, 2).is_none());
+    }
+
+    #[test]
+    fn rows_of_odd_entries_lie_behind_one_another() {
+        let mut rows = Rows::new(9);
+        for (first, values) in [(0, &[1.0f32, 2.0, 3.0][..]), (3, &[4.0, 5.0, 6.0, 7.0, 8.0, 9.0])] {
+            let bytes = encode(values, &[]);
+            let (halves, _) = split(&bytes, values.len(), 1, 0).expect("splits");
+            rows.put(first, halves);
+        }
+        let halves: &[f16] = bytemuck::cast_slice(&rows.words);
+        assert_eq!(halves.iter().map(|half| half.to_f32()).collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 0.0]);
     }
 }

@@ -19,6 +19,18 @@ use futures::future::LocalBoxFuture;
 use slab::Slab;
 use std::cell::RefCell;
 
+/// Makes the calling thread one of those that compute, instead of one that hands every operation over and sleeps.
+///
+/// For the thread that owns the engine, once, before anything computes. Without effect in the browser, on a single
+/// processor and where the threads exist already. The thread should live as long as the program: work is shared with it.
+pub fn compute_on_this_thread() {
+    #[cfg(not(target_arch = "wasm32"))]
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1) {
+        // Fails where there is a pool already: then that one is used.
+        let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    }
+}
+
 /// Executes operations on the processor, in the order given, as soon as they are given.
 pub struct CpuBackend {
     info: BackendInfo,

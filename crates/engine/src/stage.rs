@@ -9,7 +9,7 @@ use crate::backbone::Backbone;
 use crate::backend::BackendKind;
 use crate::cache_entry;
 use crate::loss::cross_entropy;
-use crate::op::Op;
+use crate::op::{Dtype, Op};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::side::{Side, SideConfig, SideLayout, flat_from_named, initial_values, named_from_flat};
@@ -264,7 +264,7 @@ impl StageRuntime {
 
     /// Forward and backward of the whole side network from cached taps; adds to the gradients. `entries`: per sequence its
     /// encoded taps. Gives Σ loss over labelled positions. With `train` false only the loss is computed.
-    pub async fn train_cached(&mut self, batch: &MicroBatch, entries: &[Vec<Vec<u8>>], loss_factor: f32, train: bool) -> Result<f64, EngineError> {
+    pub async fn train_cached<E: AsRef<[Vec<u8>]>>(&mut self, batch: &MicroBatch, entries: &[E], loss_factor: f32, train: bool) -> Result<f64, EngineError> {
         batch.check(&self.config)?;
         let (side, _) = self.side()?;
         let on_device = DeviceBatch::new(&self.device, batch);
@@ -374,19 +374,23 @@ impl StageRuntime {
         Ok(entries)
     }
 
-    fn decode_tap(&self, batch: &MicroBatch, entries: &[Vec<Vec<u8>>], tap: usize, is_last: bool) -> Result<(Tensor, Vec<f32>), EngineError> {
-        let width = self.config.width;
-        let mut values = Vec::with_capacity(batch.tokens() * width);
+    /// A tap of all sequences `[tokens, width]`, widened on the device, and for the last one ρ of the labelled rows.
+    fn decode_tap<E: AsRef<[Vec<u8>]>>(&self, batch: &MicroBatch, entries: &[E], tap: usize, is_last: bool) -> Result<(Tensor, Vec<f32>), EngineError> {
+        let shape = [batch.tokens(), self.config.width];
+        let mut rows = cache_entry::Rows::new(shape[0] * shape[1]);
         let mut rho = Vec::new();
         for (at, (segment, labelled)) in batch.segments.iter().zip(&batch.labelled_ranges).enumerate() {
             let damaged = || EngineError::BadBatch(format!("cache entry {tap} of a sample is missing or damaged: clear this device's cache"));
-            let bytes = entries.get(at).and_then(|list| list.get(tap)).ok_or_else(damaged)?;
+            let bytes = entries.get(at).and_then(|list| list.as_ref().get(tap)).ok_or_else(damaged)?;
             let labels = if is_last { labelled.len() } else { 0 };
-            let (rows, at_labels) = cache_entry::decode(bytes, segment.len(), width, labels).ok_or_else(damaged)?;
-            values.extend(rows);
-            rho.extend(at_labels);
+            let (halves, behind) = cache_entry::split(bytes, segment.len(), shape[1], labels).ok_or_else(damaged)?;
+            rows.put(segment.start * shape[1], halves);
+            rho.extend(cache_entry::floats(behind));
         }
-        Ok((Tensor::from_f32(&self.device, &[batch.tokens(), width], &values), rho))
+        // Packed halves come in pairs.
+        let even = (shape[0] * shape[1]).next_multiple_of(2);
+        let packed = Tensor::from_words(&self.device, &[even], Dtype::F16, &rows.words);
+        Ok((Tape::computing(&self.device).unpack(&packed).part(0, &shape), rho))
     }
 }
 

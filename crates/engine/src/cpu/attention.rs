@@ -1,5 +1,7 @@
 //! Softmax attention per segment and key/value head, its queries in blocks, so that scores stay in the cache.
 
+mod short;
+
 use super::matmul::{Matrix, strided};
 use super::simd::{self, dot, exp, kernel, largest};
 use crate::op::AttentionShape;
@@ -44,6 +46,9 @@ pub(super) struct Gradients<'a> {
 }
 
 pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], shape: &AttentionShape) {
+    if short::applies(inputs, shape) {
+        return short::attention(inputs, out, lse, shape);
+    }
     let tasks = Task::all(inputs.table, shape);
     let work = tasks.iter().map(Task::work).sum();
     let results = simd::map_tasks(tasks.len(), work, |index| attend(&tasks[index], inputs, shape));
@@ -54,6 +59,9 @@ pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], s
 }
 
 pub(super) fn attention_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<'_>, shape: &AttentionShape) {
+    if short::applies(&forward.inputs, shape) {
+        return short::attention_grad(forward, dout, to, shape);
+    }
     let tasks = Task::all(forward.inputs.table, shape);
     let work = tasks.iter().map(Task::work).sum();
     let bias_wanted = !to.dbias.is_empty();

@@ -58,20 +58,30 @@ kernel! {
 
 pub(super) fn rope(x: &[f32], positions: &[u32], inv_freq: &[f32], out: &mut [f32], heads: usize, scale: f32, inverse: bool) {
     let (half, width) = (inv_freq.len(), heads * 2 * inv_freq.len());
+    let fill = |position: u32, turn: &mut [f32]| {
+        for (i, freq) in inv_freq.iter().enumerate() {
+            let (sin, cos) = (position as f32 * freq).sin_cos();
+            turn[i] = cos * scale;
+            turn[half + i] = if inverse { -sin } else { sin } * scale;
+        }
+    };
+    // Sequences laid end to end repeat their positions: those are worked out once. Far ones (decoding) as they come.
+    let end = positions.iter().max().map_or(0, |last| *last as usize + 1);
+    let table_rows = if 2 * end <= positions.len() { end } else { 0 };
+    let mut table = vec![0f32; table_rows * 2 * half];
+    table.chunks_exact_mut(2 * half).enumerate().for_each(|(position, turn)| fill(position as u32, turn));
     simd::for_row_chunks(out, width, |first, out| {
-        let mut turn = (vec![0f32; half], vec![0f32; half]);
-        let mut known = None;
+        let mut own = vec![0f32; if table_rows == 0 { 2 * half } else { 0 }];
         for (index, out) in out.chunks_exact_mut(width).enumerate() {
             let position = positions[first + index];
-            if known != Some(position) {
-                known = Some(position);
-                for (i, freq) in inv_freq.iter().enumerate() {
-                    let (sin, cos) = (position as f32 * freq).sin_cos();
-                    turn.0[i] = cos * scale;
-                    turn.1[i] = if inverse { -sin } else { sin } * scale;
-                }
-            }
-            rope_token(&x[(first + index) * width..][..width], &turn.0, &turn.1, out);
+            let turn = if table_rows == 0 {
+                fill(position, &mut own);
+                &own
+            } else {
+                &table[position as usize * 2 * half..][..2 * half]
+            };
+            let (cos, sin) = turn.split_at(half);
+            rope_token(&x[(first + index) * width..][..width], cos, sin, out);
         }
     });
 }

@@ -132,6 +132,17 @@ pub(super) fn map_tasks<R: Send>(count: usize, elements: usize, f: impl Fn(usize
     (0..count).map(f).collect()
 }
 
+/// `f` on every job, on several threads if `elements` of work are enough.
+pub(super) fn for_jobs<J: Send>(jobs: Vec<J>, elements: usize, f: impl Fn(J) + Sync + Send) {
+    #[cfg(not(target_arch = "wasm32"))]
+    if elements >= PARALLEL_ELEMENTS && jobs.len() > 1 && threads() > 1 {
+        use rayon::prelude::*;
+        return jobs.into_par_iter().for_each(f);
+    }
+    let _ = elements;
+    jobs.into_iter().for_each(f);
+}
+
 /// Sums are taken in this many lanes: two AVX2 registers, four of simd128.
 pub(crate) const LANES: usize = 16;
 

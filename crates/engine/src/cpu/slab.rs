@@ -20,6 +20,8 @@ pub(super) struct Slab {
     free_ids: Vec<u32>,
     spare: BTreeMap<usize, Vec<Vec<u32>>>,
     live_words: usize,
+    /// The most words in use at once so far.
+    live_peak_words: usize,
     spare_words: usize,
     peak_words: usize,
 }
@@ -29,6 +31,7 @@ impl Slab {
         let class = size_class(words);
         let buffer = self.take_spare(class).unwrap_or_else(|| vec![0; class]);
         self.live_words += buffer.len();
+        self.live_peak_words = self.live_peak_words.max(self.live_words);
         self.peak_words = self.peak_words.max(self.live_words + self.spare_words);
         let index = self.free_ids.pop().unwrap_or_else(|| {
             self.buffers.push(Vec::new());
@@ -44,7 +47,9 @@ impl Slab {
         self.live_words -= buffer.len();
         self.spare_words += buffer.len();
         self.spare.entry(buffer.len()).or_default().push(buffer);
-        let allowed = ((self.live_words as f64 * SPARE_SHARE) as usize).max(SPARE_FLOOR_WORDS);
+        // What was needed at once before will be needed again in the next step: it costs no memory beyond that peak.
+        let needed_again = self.live_peak_words.saturating_sub(self.live_words);
+        let allowed = ((self.live_words as f64 * SPARE_SHARE) as usize).max(SPARE_FLOOR_WORDS).max(needed_again);
         while self.spare_words > allowed {
             let Some(class) = self.spare.keys().next_back().copied() else { break };
             self.remove_spare(class);
@@ -62,6 +67,7 @@ impl Slab {
         self.spare.clear();
         self.spare_words = 0;
         self.peak_words = self.live_words;
+        self.live_peak_words = self.live_words;
     }
 
     fn take_spare(&mut self, class: usize) -> Option<Vec<u32>> {

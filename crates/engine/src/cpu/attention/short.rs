@@ -1,0 +1,377 @@
+//! Attention over short sequences: keys and values of one head, transposed, stay in the first-level cache, and each query
+//! meets all its keys as a few vectors. Nothing is allocated: scratch belongs to the thread, results go where they stay.
+
+use super::super::simd::{self, LANES, exp, kernel, lane_sum};
+use super::{Forward, Gradients, Inputs};
+use crate::op::AttentionShape;
+use std::cell::RefCell;
+
+/// Keys and values of a head, transposed, hold at most this many values each (32 KiB).
+const HEAD_VALUES: usize = 1 << 13;
+/// Heads at least this wide are gathered along their width, narrower ones along the keys.
+const WIDE_HEAD: usize = 8;
+
+/// Whether these functions apply: no bias, short segments that lie one behind the other, enough of them for all threads.
+pub(super) fn applies(inputs: &Inputs<'_>, shape: &AttentionShape) -> bool {
+    let (mut q_end, mut k_end, mut longest) = (0, 0, 0);
+    for row in inputs.table.chunks_exact(4) {
+        let (queries, keys) = (row[1] - row[0], row[3] - row[2]);
+        if row[0] < q_end || row[2] < k_end || keys == 0 || shape.causal && keys < queries {
+            return false;
+        }
+        (q_end, k_end, longest) = (row[1], row[3], longest.max(keys));
+    }
+    let values = (longest as usize).next_multiple_of(LANES) * shape.head_dim as usize;
+    inputs.bias.is_none() && values <= HEAD_VALUES && inputs.table.len() >= 8 * simd::threads()
+}
+
+/// Values of one thread, kept from call to call.
+#[derive(Default)]
+struct Scratch {
+    /// Keys and values `[head_dim, pad]`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// Their gradients, likewise.
+    dkeys: Vec<f32>,
+    dvalues: Vec<f32>,
+    /// Probabilities and score gradients `[queries, pad]`, 0 where a key is not seen.
+    probs: Vec<f32>,
+    dscores: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Sizes of one segment; `q` and `k` rows of it are slices that begin at its first row.
+#[derive(Clone, Copy)]
+struct Segment {
+    queries: usize,
+    keys: usize,
+    /// Keys rounded up to whole vectors.
+    pad: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    causal: bool,
+    window: usize,
+    scale: f32,
+}
+
+impl Segment {
+    fn new(row: &[u32], shape: &AttentionShape) -> Self {
+        let keys = (row[3] - row[2]) as usize;
+        Self {
+            queries: (row[1] - row[0]) as usize,
+            keys,
+            pad: keys.next_multiple_of(LANES),
+            heads: shape.heads as usize,
+            kv_heads: shape.kv_heads as usize,
+            head_dim: shape.head_dim as usize,
+            causal: shape.causal,
+            window: shape.window as usize,
+            scale: shape.scale,
+        }
+    }
+
+    /// The keys query `i` sees.
+    #[inline(always)]
+    fn seen(&self, i: usize) -> std::ops::Range<usize> {
+        let end = if self.causal { i + 1 + self.keys - self.queries } else { self.keys };
+        let start = if self.window == 0 { 0 } else { end.saturating_sub(self.window) };
+        start..end
+    }
+
+    fn q_stride(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn k_stride(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], shape: &AttentionShape) {
+    let (heads, width) = (shape.heads as usize, shape.heads as usize * shape.head_dim as usize);
+    let outs = Parts::new(out, width, inputs.table, 0);
+    let lses = Parts::new(lse, heads, inputs.table, 0);
+    let rows = inputs.table.chunks_exact(4);
+    let jobs: Vec<_> = rows.zip(outs).zip(lses).map(|((row, out), lse)| (row, out, lse)).collect();
+    simd::for_jobs(jobs, work(shape), |(row, out, lse)| {
+        let segment = Segment::new(row, shape);
+        let q = &inputs.q[row[0] as usize * segment.q_stride()..];
+        let (k, v) = (&inputs.k[row[2] as usize * segment.k_stride()..], &inputs.v[row[2] as usize * segment.k_stride()..]);
+        SCRATCH.with_borrow_mut(|scratch| attend(segment, q, k, v, out, lse, scratch));
+    });
+}
+
+pub(super) fn attention_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<'_>, shape: &AttentionShape) {
+    let inputs = &forward.inputs;
+    let (heads, head_dim) = (shape.heads as usize, shape.head_dim as usize);
+    let kv_width = shape.kv_heads as usize * head_dim;
+    let queries = Parts::new(to.dq, heads * head_dim, inputs.table, 0).zip(Parts::new(to.delta, heads, inputs.table, 0));
+    let keys = Parts::new(to.dk, kv_width, inputs.table, 2).zip(Parts::new(to.dv, kv_width, inputs.table, 2));
+    let jobs: Vec<_> = inputs.table.chunks_exact(4).zip(queries).zip(keys).collect();
+    simd::for_jobs(jobs, 2 * work(shape), |((row, (dq, delta)), (dk, dv))| {
+        let segment = Segment::new(row, shape);
+        let (q_at, k_at) = (row[0] as usize * segment.q_stride(), row[2] as usize * segment.k_stride());
+        let from = GradInputs {
+            q: &inputs.q[q_at..],
+            k: &inputs.k[k_at..],
+            v: &inputs.v[k_at..],
+            out: &forward.out[q_at..],
+            lse: &forward.lse[row[0] as usize * heads..],
+            dout: &dout[q_at..],
+        };
+        SCRATCH.with_borrow_mut(|scratch| attend_grad(segment, from, (dq, dk, dv, delta), scratch));
+    });
+}
+
+/// About how many elementwise operations an attention is worth, for the decision to use threads.
+fn work(shape: &AttentionShape) -> usize {
+    let per_segment = shape.queries.div_ceil(shape.segments.max(1)) as usize;
+    shape.heads as usize * shape.queries as usize * per_segment * (shape.head_dim as usize).max(8) / 8
+}
+
+/// A table's rows cut into those of each segment; rows of no segment are set to 0.
+struct Parts<'a> {
+    rest: &'a mut [f32],
+    /// Rows already handed out.
+    done: usize,
+    width: usize,
+    table: &'a [u32],
+    /// Column of the segment table that has the first row.
+    column: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn new(rest: &'a mut [f32], width: usize, table: &'a [u32], column: usize) -> Self {
+        Self { rest, done: 0, width, table, column }
+    }
+}
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = &'a mut [f32];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Some((row, table)) = self.table.split_at_checked(4) else {
+            std::mem::take(&mut self.rest).fill(0.0);
+            return None;
+        };
+        self.table = table;
+        let (start, end) = (row[self.column] as usize, row[self.column + 1] as usize);
+        let (gap, rest) = std::mem::take(&mut self.rest).split_at_mut((start - self.done) * self.width);
+        gap.fill(0.0);
+        let (part, rest) = rest.split_at_mut((end - start) * self.width);
+        (self.rest, self.done) = (rest, end);
+        if table.is_empty() {
+            std::mem::take(&mut self.rest).fill(0.0);
+        }
+        Some(part)
+    }
+}
+
+kernel! {
+    fn attend(segment: Segment, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+        let Segment { queries, keys, pad, heads, kv_heads, head_dim, .. } = segment;
+        let (group, q_stride, k_stride) = (heads / kv_heads, heads * head_dim, kv_heads * head_dim);
+        scratch.probs.resize(pad, 0.0);
+        for kv_head in 0..kv_heads {
+            transpose(&k[kv_head * head_dim..], k_stride, (keys, head_dim, pad), &mut scratch.keys);
+            if head_dim < WIDE_HEAD {
+                transpose(&v[kv_head * head_dim..], k_stride, (keys, head_dim, pad), &mut scratch.values);
+            }
+            for head in kv_head * group..(kv_head + 1) * group {
+                for i in 0..queries {
+                    let at = i * q_stride + head * head_dim;
+                    let seen = segment.seen(i);
+                    let row = &mut scratch.probs[..seen.end.next_multiple_of(LANES)];
+                    row_times(&q[at..at + head_dim], 1, &scratch.keys, pad, row);
+                    let (sum, log_sum) = exponentials(row, seen.clone(), segment.scale);
+                    lse[i * heads + head] = log_sum;
+                    let out = &mut out[at..at + head_dim];
+                    if head_dim < WIDE_HEAD {
+                        for (out, values) in out.iter_mut().zip(scratch.values.chunks_exact(pad)) {
+                            *out = lanes_dot(row, values);
+                        }
+                    } else {
+                        row_times(&row[..seen.end], 1, &v[kv_head * head_dim..], k_stride, out);
+                    }
+                    let inverse = 1.0 / sum;
+                    out.iter_mut().for_each(|x| *x *= inverse);
+                }
+            }
+        }
+    }
+}
+
+/// What the gradient of a segment reads, from its first row on.
+#[derive(Clone, Copy)]
+struct GradInputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    lse: &'a [f32],
+    dout: &'a [f32],
+}
+
+kernel! {
+    /// `to`: dq, dk, dv, delta, overwritten.
+    fn attend_grad(segment: Segment, from: GradInputs<'_>, to: (&mut [f32], &mut [f32], &mut [f32], &mut [f32]), scratch: &mut Scratch) {
+        let Segment { queries, keys, pad, heads, kv_heads, head_dim, scale, .. } = segment;
+        let (dq, dk, dv, delta) = to;
+        let (group, q_stride, k_stride) = (heads / kv_heads, heads * head_dim, kv_heads * head_dim);
+        let Scratch { keys: kt, values: vt, dkeys, dvalues, probs, dscores } = scratch;
+        for matrix in [&mut *probs, &mut *dscores] {
+            matrix.clear();
+            matrix.resize(queries * pad, 0.0);
+        }
+        for kv_head in 0..kv_heads {
+            let column = kv_head * head_dim;
+            transpose(&from.k[column..], k_stride, (keys, head_dim, pad), kt);
+            transpose(&from.v[column..], k_stride, (keys, head_dim, pad), vt);
+            for sums in [&mut *dkeys, &mut *dvalues] {
+                sums.clear();
+                sums.resize(head_dim * pad, 0.0);
+            }
+            for head in kv_head * group..(kv_head + 1) * group {
+                for i in 0..queries {
+                    let at = i * q_stride + head * head_dim;
+                    let (q, dout) = (&from.q[at..at + head_dim], &from.dout[at..at + head_dim]);
+                    let seen = segment.seen(i);
+                    let wide = seen.end.next_multiple_of(LANES);
+                    let (p, ds) = (&mut probs[i * pad..][..wide], &mut dscores[i * pad..][..wide]);
+                    row_times(q, 1, kt, pad, p);
+                    row_times(dout, 1, vt, pad, ds);
+                    let row_delta: f32 = dout.iter().zip(&from.out[at..at + head_dim]).map(|(a, b)| a * b).sum();
+                    delta[i * heads + head] = row_delta;
+                    score_gradients(p, ds, seen.clone(), scale, from.lse[i * heads + head], row_delta);
+                    let dq = &mut dq[at..at + head_dim];
+                    if head_dim < WIDE_HEAD {
+                        for (dq, keys) in dq.iter_mut().zip(kt.chunks_exact(pad)) {
+                            *dq = lanes_dot(ds, keys);
+                        }
+                    } else {
+                        row_times(&ds[..seen.end], 1, &from.k[column..], k_stride, dq);
+                    }
+                }
+                // A later query never sees fewer keys, so the last row's width is everyone's.
+                for d in 0..head_dim {
+                    let column = head * head_dim + d;
+                    add_row_times(&from.q[column..], q_stride, dscores, (queries, pad), &mut dkeys[d * pad..][..pad]);
+                    add_row_times(&from.dout[column..], q_stride, probs, (queries, pad), &mut dvalues[d * pad..][..pad]);
+                }
+            }
+            for (sums, to) in [(&*dkeys, &mut *dk), (&*dvalues, &mut *dv)] {
+                for (d, sums) in sums.chunks_exact(pad).enumerate() {
+                    for (j, sum) in sums[..keys].iter().enumerate() {
+                        to[j * k_stride + column + d] = *sum;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `[rows, width]` of a table with `stride` elements a row becomes `[width, pad]`, 0 behind the last row.
+#[inline(always)]
+fn transpose(from: &[f32], stride: usize, (rows, width, pad): (usize, usize, usize), to: &mut Vec<f32>) {
+    to.clear();
+    to.resize(width * pad, 0.0);
+    for (j, row) in from.chunks(stride).take(rows).enumerate() {
+        for (d, x) in row[..width].iter().enumerate() {
+            to[d * pad + j] = *x;
+        }
+    }
+}
+
+/// `out[c] = Σ_r x[r · x_stride] · m[r, c]`, the rows of `m` being `stride` apart.
+#[inline(always)]
+fn row_times(x: &[f32], x_stride: usize, m: &[f32], stride: usize, out: &mut [f32]) {
+    let mut at = 0;
+    at = tiles::<32, false>(x, x_stride, m, stride, out, at);
+    at = tiles::<16, false>(x, x_stride, m, stride, out, at);
+    at = tiles::<8, false>(x, x_stride, m, stride, out, at);
+    tiles::<1, false>(x, x_stride, m, stride, out, at);
+}
+
+/// [`row_times`] over the first `rows` of `m: [rows, cols]`, added to `out`; `cols` is whole vectors.
+#[inline(always)]
+fn add_row_times(x: &[f32], x_stride: usize, m: &[f32], (rows, cols): (usize, usize), out: &mut [f32]) {
+    let m = &m[..rows * cols];
+    let at = tiles::<32, true>(x, x_stride, m, cols, out, 0);
+    tiles::<16, true>(x, x_stride, m, cols, out, at);
+}
+
+/// As many whole tiles of `N` columns as there are from `at` on; returns where they end.
+#[inline(always)]
+fn tiles<const N: usize, const ADD: bool>(x: &[f32], x_stride: usize, m: &[f32], stride: usize, out: &mut [f32], mut at: usize) -> usize {
+    while at + N <= out.len() {
+        let mut sums = [0f32; N];
+        for (x, row) in x.iter().step_by(x_stride).zip(m.chunks(stride)) {
+            let row = &row[at..at + N];
+            for i in 0..N {
+                sums[i] += x * row[i];
+            }
+        }
+        for (out, sum) in out[at..at + N].iter_mut().zip(sums) {
+            *out = if ADD { *out + sum } else { sum };
+        }
+        at += N;
+    }
+    at
+}
+
+/// Σ a·b over whole vectors of the shorter one.
+#[inline(always)]
+fn lanes_dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    lane_sum(lanes)
+}
+
+/// Scores become exp(scale · score − max), 0 where not seen; returns their sum and log Σ exp(scale · score).
+#[inline(always)]
+fn exponentials(row: &mut [f32], seen: std::ops::Range<usize>, scale: f32) -> (f32, f32) {
+    row[..seen.start].fill(f32::MIN);
+    row[seen.end..].fill(f32::MIN);
+    let chunks = row.as_chunks_mut::<LANES>().0;
+    let mut most = [f32::MIN; LANES];
+    for chunk in chunks.iter_mut() {
+        for i in 0..LANES {
+            most[i] = if chunk[i] > most[i] { chunk[i] } else { most[i] };
+        }
+    }
+    let max = most.iter().fold(f32::MIN, |best, &x| if x > best { x } else { best }) * scale;
+    let mut sums = [0f32; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            // What is not seen stays at the lowest value; exp would make 1e-38 of it.
+            let e = if chunk[i] == f32::MIN { 0.0 } else { exp(chunk[i] * scale - max) };
+            chunk[i] = e;
+            sums[i] += e;
+        }
+    }
+    let sum = lane_sum(sums);
+    (sum, max + sum.ln())
+}
+
+/// Scores in `p` become probabilities, d(probability) in `ds` becomes d(raw score); both 0 where not seen.
+#[inline(always)]
+fn score_gradients(p: &mut [f32], ds: &mut [f32], seen: std::ops::Range<usize>, scale: f32, lse: f32, delta: f32) {
+    for (p, ds) in p.as_chunks_mut::<LANES>().0.iter_mut().zip(ds.as_chunks_mut::<LANES>().0) {
+        for i in 0..LANES {
+            p[i] = exp(p[i] * scale - lse);
+            ds[i] = p[i] * (ds[i] - delta) * scale;
+        }
+    }
+    for row in [p, ds] {
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
+    }
+}
