@@ -1,5 +1,6 @@
 //! Softmax attention per segment and key/value head, its queries in blocks, so that scores stay in the cache.
 
+mod narrow;
 mod short;
 
 use super::matmul::{Matrix, strided};
@@ -49,6 +50,10 @@ pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], s
     if short::applies(inputs, shape) {
         return short::attention(inputs, out, lse, shape);
     }
+    by_blocks(inputs, out, lse, shape);
+}
+
+fn by_blocks(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], shape: &AttentionShape) {
     let tasks = Task::all(inputs.table, shape);
     let work = tasks.iter().map(Task::work).sum();
     let results = simd::map_tasks(tasks.len(), work, |index| attend(&tasks[index], inputs, shape));
@@ -62,6 +67,10 @@ pub(super) fn attention_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<
     if short::applies(&forward.inputs, shape) {
         return short::attention_grad(forward, dout, to, shape);
     }
+    by_blocks_grad(forward, dout, to, shape);
+}
+
+fn by_blocks_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<'_>, shape: &AttentionShape) {
     let tasks = Task::all(forward.inputs.table, shape);
     let work = tasks.iter().map(Task::work).sum();
     let bias_wanted = !to.dbias.is_empty();
@@ -296,5 +305,68 @@ kernel! {
             *p = exp(*p * scales.0 - lse);
             *ds = *p * (*ds - delta) * scales.1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values in −1 … 1 that look random and are the same in every run.
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        (0..len as u32).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503)) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    fn assert_close(got: &[f32], want: &[f32], what: &str) {
+        let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(got.len() == want.len() && worst < 2e-5, "{what}: {worst}");
+    }
+
+    /// (query rows, key rows) of each segment; a row of no segment behind the first.
+    fn compare(segments: &[(u32, u32)], heads: (u32, u32), head_dim: u32, causal: bool, window: u32) {
+        let (mut table, mut queries, mut keys) = (Vec::new(), 0, 0);
+        for (index, (q, k)) in segments.iter().enumerate() {
+            let gap = u32::from(index == 1);
+            (queries, keys) = (queries + gap, keys + gap);
+            table.extend([queries, queries + q, keys, keys + k]);
+            (queries, keys) = (queries + q, keys + k);
+        }
+        let shape = AttentionShape { heads: heads.0, kv_heads: heads.1, head_dim, scale: 0.7, bias_zero: 0, causal, window, segments: segments.len() as u32, queries, keys };
+        let (len, kv_len) = lengths(&shape);
+        let (q, k, v, dout) = (values(len, 1), values(kv_len, 2), values(kv_len, 3), values(len, 4));
+        let inputs = || Inputs { q: &q, k: &k, v: &v, table: &table, bias: None };
+        let rows = (queries * heads.0) as usize;
+        // Rows of no segment are left as they are by a forward pass, and 0 in a gradient.
+        let (mut out, mut lse, mut want_out, mut want_lse) = (vec![0.0; len], vec![0.0; rows], vec![0.0; len], vec![0.0; rows]);
+        short::attention(&inputs(), &mut out, &mut lse, &shape);
+        by_blocks(&inputs(), &mut want_out, &mut want_lse, &shape);
+        let what = format!("{segments:?} {shape:?}");
+        assert_close(&out, &want_out, &format!("out {what}"));
+        assert_close(&lse, &want_lse, &format!("lse {what}"));
+        let grads = |short: bool| {
+            let mut to = [vec![9.0; len], vec![9.0; kv_len], vec![9.0; kv_len], vec![9.0; rows]];
+            let [dq, dk, dv, delta] = &mut to;
+            let gradients = Gradients { dq, dk, dv, delta, dbias: &mut [] };
+            let forward = Forward { inputs: inputs(), out: &want_out, lse: &want_lse };
+            if short { short::attention_grad(&forward, &dout, gradients, &shape) } else { by_blocks_grad(&forward, &dout, gradients, &shape) }
+            to
+        };
+        for ((got, want), name) in grads(true).iter().zip(&grads(false)).zip(["dq", "dk", "dv", "delta"]) {
+            assert_close(got, want, &format!("{name} {what}"));
+        }
+    }
+
+    #[test]
+    fn short_and_blocked_attention_agree() {
+        for head_dim in [4, 8, 12, 16, 5, 32] {
+            for (causal, window) in [(true, 0), (true, 5), (false, 0), (false, 7)] {
+                for segments in [&[(1, 1), (8, 8), (25, 25)][..], &[(17, 17), (9, 9)], &[(3, 20), (1, 33), (40, 41)]] {
+                    for heads in [(6, 3), (4, 4), (4, 1)] {
+                        compare(segments, heads, head_dim, causal, window);
+                    }
+                }
+            }
+        }
+        compare(&[(5, 9), (30, 2)], (4, 2), 8, false, 0);
     }
 }

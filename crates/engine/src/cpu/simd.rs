@@ -167,6 +167,27 @@ pub(crate) fn exp(x: f32) -> f32 {
     e * f32::from_bits((exponent as u32) << 23)
 }
 
+/// Natural logarithm of a positive normal number to about 1e-7, absolute near 1 and relative elsewhere (Cephes' logf):
+/// x = 2^n · m, m in [√½, √2), and a polynomial of degree 9 in m − 1.
+#[inline(always)]
+pub(crate) fn ln(x: f32) -> f32 {
+    const ROOT_HALF: u32 = 0x3f35_04f3;
+    let bits = x.to_bits().wrapping_sub(ROOT_HALF);
+    let n = ((bits as i32) >> 23) as f32;
+    let r = f32::from_bits((bits & 0x007f_ffff) + ROOT_HALF) - 1.0;
+    let p = 7.037_683_6e-2 * r - 1.151_461e-1;
+    let p = p * r + 1.167_699_9e-1;
+    let p = p * r - 1.242_014_1e-1;
+    let p = p * r + 1.424_932_3e-1;
+    let p = p * r - 1.666_805_7e-1;
+    let p = p * r + 2.000_071_5e-1;
+    let p = p * r - 2.499_999_4e-1;
+    let p = p * r + 3.333_333_1e-1;
+    let square = r * r;
+    let tail = p * r * square - 2.121_944_4e-4 * n - 0.5 * square;
+    r + tail + 0.693_359_4 * n
+}
+
 /// 1 / (1 + e^−x).
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
@@ -271,6 +292,15 @@ mod tests {
             let x = i as f32 * 0.01;
             let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
             assert!(((got - want) / want).abs() < 2e-7, "exp({x}) = {got}, expected {want}");
+        }
+    }
+
+    #[test]
+    fn ln_is_accurate_to_2e_7() {
+        for i in -3700..3800 {
+            let x = (f64::from(i) * 0.01).exp2() as f32;
+            let (got, want) = (f64::from(ln(x)), f64::from(x).ln());
+            assert!((got - want).abs() < 2e-7 * want.abs().max(1.0), "ln({x}) = {got}, expected {want}");
         }
     }
 

@@ -1,15 +1,14 @@
-//! Attention over short sequences: keys and values of one head, transposed, stay in the first-level cache, and each query
-//! meets all its keys as a few vectors. Nothing is allocated: scratch belongs to the thread, results go where they stay.
+//! Attention over short sequences, one segment a job. Nothing is allocated: scratch belongs to the thread, results go
+//! where they stay. A side network's narrow heads have their own functions ([`super::narrow`]); for wider ones keys and
+//! values of one head, transposed, stay in the first-level cache, and each query meets all its keys as a few vectors.
 
 use super::super::simd::{self, LANES, exp, kernel, lane_sum};
-use super::{Forward, Gradients, Inputs};
+use super::{Forward, Gradients, Inputs, narrow};
 use crate::op::AttentionShape;
 use std::cell::RefCell;
 
 /// Keys and values of a head, transposed, hold at most this many values each (32 KiB).
 const HEAD_VALUES: usize = 1 << 13;
-/// Heads at least this wide are gathered along their width, narrower ones along the keys.
-const WIDE_HEAD: usize = 8;
 
 /// Whether these functions apply: no bias, short segments that lie one behind the other, enough of them for all threads.
 pub(super) fn applies(inputs: &Inputs<'_>, shape: &AttentionShape) -> bool {
@@ -27,7 +26,9 @@ pub(super) fn applies(inputs: &Inputs<'_>, shape: &AttentionShape) -> bool {
 
 /// Values of one thread, kept from call to call.
 #[derive(Default)]
-struct Scratch {
+pub(super) struct Scratch {
+    /// Scores of a block of queries, or gradients of keys and values in lanes ([`super::narrow`]).
+    pub lanes: Vec<f32>,
     /// Keys and values `[head_dim, pad]`.
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -45,17 +46,17 @@ thread_local! {
 
 /// Sizes of one segment; `q` and `k` rows of it are slices that begin at its first row.
 #[derive(Clone, Copy)]
-struct Segment {
-    queries: usize,
-    keys: usize,
+pub(super) struct Segment {
+    pub queries: usize,
+    pub keys: usize,
     /// Keys rounded up to whole vectors.
     pad: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
     causal: bool,
     window: usize,
-    scale: f32,
+    pub scale: f32,
 }
 
 impl Segment {
@@ -76,7 +77,7 @@ impl Segment {
 
     /// The keys query `i` sees.
     #[inline(always)]
-    fn seen(&self, i: usize) -> std::ops::Range<usize> {
+    pub fn seen(&self, i: usize) -> std::ops::Range<usize> {
         let end = if self.causal { i + 1 + self.keys - self.queries } else { self.keys };
         let start = if self.window == 0 { 0 } else { end.saturating_sub(self.window) };
         start..end
@@ -101,7 +102,10 @@ pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], s
         let segment = Segment::new(row, shape);
         let q = &inputs.q[row[0] as usize * segment.q_stride()..];
         let (k, v) = (&inputs.k[row[2] as usize * segment.k_stride()..], &inputs.v[row[2] as usize * segment.k_stride()..]);
-        SCRATCH.with_borrow_mut(|scratch| attend(segment, q, k, v, out, lse, scratch));
+        SCRATCH.with_borrow_mut(|scratch| match narrow::applies(segment.head_dim) {
+            true => narrow::attend(segment, (q, k, v), out, lse, scratch),
+            false => attend(segment, q, k, v, out, lse, scratch),
+        });
     });
 }
 
@@ -123,7 +127,10 @@ pub(super) fn attention_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<
             lse: &forward.lse[row[0] as usize * heads..],
             dout: &dout[q_at..],
         };
-        SCRATCH.with_borrow_mut(|scratch| attend_grad(segment, from, (dq, dk, dv, delta), scratch));
+        SCRATCH.with_borrow_mut(|scratch| match narrow::applies(segment.head_dim) {
+            true => narrow::attend_grad(segment, from, (dq, dk, dv, delta), scratch),
+            false => attend_grad(segment, from, (dq, dk, dv, delta), scratch),
+        });
     });
 }
 
@@ -178,9 +185,6 @@ kernel! {
         scratch.probs.resize(pad, 0.0);
         for kv_head in 0..kv_heads {
             transpose(&k[kv_head * head_dim..], k_stride, (keys, head_dim, pad), &mut scratch.keys);
-            if head_dim < WIDE_HEAD {
-                transpose(&v[kv_head * head_dim..], k_stride, (keys, head_dim, pad), &mut scratch.values);
-            }
             for head in kv_head * group..(kv_head + 1) * group {
                 for i in 0..queries {
                     let at = i * q_stride + head * head_dim;
@@ -190,13 +194,7 @@ kernel! {
                     let (sum, log_sum) = exponentials(row, seen.clone(), segment.scale);
                     lse[i * heads + head] = log_sum;
                     let out = &mut out[at..at + head_dim];
-                    if head_dim < WIDE_HEAD {
-                        for (out, values) in out.iter_mut().zip(scratch.values.chunks_exact(pad)) {
-                            *out = lanes_dot(row, values);
-                        }
-                    } else {
-                        row_times(&row[..seen.end], 1, &v[kv_head * head_dim..], k_stride, out);
-                    }
+                    row_times(&row[..seen.end], 1, &v[kv_head * head_dim..], k_stride, out);
                     let inverse = 1.0 / sum;
                     out.iter_mut().for_each(|x| *x *= inverse);
                 }
@@ -207,22 +205,24 @@ kernel! {
 
 /// What the gradient of a segment reads, from its first row on.
 #[derive(Clone, Copy)]
-struct GradInputs<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    out: &'a [f32],
-    lse: &'a [f32],
-    dout: &'a [f32],
+pub(super) struct GradInputs<'a> {
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub out: &'a [f32],
+    pub lse: &'a [f32],
+    pub dout: &'a [f32],
 }
 
+/// dq, dk, dv and delta of a segment, overwritten.
+pub(super) type GradOutputs<'a> = (&'a mut [f32], &'a mut [f32], &'a mut [f32], &'a mut [f32]);
+
 kernel! {
-    /// `to`: dq, dk, dv, delta, overwritten.
-    fn attend_grad(segment: Segment, from: GradInputs<'_>, to: (&mut [f32], &mut [f32], &mut [f32], &mut [f32]), scratch: &mut Scratch) {
+    fn attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
         let Segment { queries, keys, pad, heads, kv_heads, head_dim, scale, .. } = segment;
         let (dq, dk, dv, delta) = to;
         let (group, q_stride, k_stride) = (heads / kv_heads, heads * head_dim, kv_heads * head_dim);
-        let Scratch { keys: kt, values: vt, dkeys, dvalues, probs, dscores } = scratch;
+        let Scratch { keys: kt, values: vt, dkeys, dvalues, probs, dscores, .. } = scratch;
         for matrix in [&mut *probs, &mut *dscores] {
             matrix.clear();
             matrix.resize(queries * pad, 0.0);
@@ -248,13 +248,7 @@ kernel! {
                     delta[i * heads + head] = row_delta;
                     score_gradients(p, ds, seen.clone(), scale, from.lse[i * heads + head], row_delta);
                     let dq = &mut dq[at..at + head_dim];
-                    if head_dim < WIDE_HEAD {
-                        for (dq, keys) in dq.iter_mut().zip(kt.chunks_exact(pad)) {
-                            *dq = lanes_dot(ds, keys);
-                        }
-                    } else {
-                        row_times(&ds[..seen.end], 1, &from.k[column..], k_stride, dq);
-                    }
+                    row_times(&ds[..seen.end], 1, &from.k[column..], k_stride, dq);
                 }
                 // A later query never sees fewer keys, so the last row's width is everyone's.
                 for d in 0..head_dim {
@@ -323,33 +317,14 @@ fn tiles<const N: usize, const ADD: bool>(x: &[f32], x_stride: usize, m: &[f32],
     at
 }
 
-/// Σ a·b over whole vectors of the shorter one.
-#[inline(always)]
-fn lanes_dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    lane_sum(lanes)
-}
-
 /// Scores become exp(scale · score − max), 0 where not seen; returns their sum and log Σ exp(scale · score).
 #[inline(always)]
 fn exponentials(row: &mut [f32], seen: std::ops::Range<usize>, scale: f32) -> (f32, f32) {
     row[..seen.start].fill(f32::MIN);
     row[seen.end..].fill(f32::MIN);
-    let chunks = row.as_chunks_mut::<LANES>().0;
-    let mut most = [f32::MIN; LANES];
-    for chunk in chunks.iter_mut() {
-        for i in 0..LANES {
-            most[i] = if chunk[i] > most[i] { chunk[i] } else { most[i] };
-        }
-    }
-    let max = most.iter().fold(f32::MIN, |best, &x| if x > best { x } else { best }) * scale;
+    let max = simd::largest(row) * scale;
     let mut sums = [0f32; LANES];
-    for chunk in chunks {
+    for chunk in row.as_chunks_mut::<LANES>().0 {
         for i in 0..LANES {
             // What is not seen stays at the lowest value; exp would make 1e-38 of it.
             let e = if chunk[i] == f32::MIN { 0.0 } else { exp(chunk[i] * scale - max) };

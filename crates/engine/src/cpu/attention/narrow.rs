@@ -1,0 +1,241 @@
+//! Attention whose heads are a few values wide, as a side network's are: eight queries side by side in the lanes of a
+//! vector, keys one after the other. No sum goes across lanes but the keys' and values' gradients, once at the end.
+
+use super::super::simd::{exp, kernel, ln};
+use super::short::{GradInputs, GradOutputs, Scratch, Segment};
+
+/// Queries side by side.
+const QUERIES: usize = 8;
+/// One value of each of these queries.
+type Lanes = [f32; QUERIES];
+
+/// Whether heads of this width are compiled.
+pub(super) fn applies(head_dim: usize) -> bool {
+    matches!(head_dim, 4 | 8 | 12 | 16)
+}
+
+/// `inputs`: q, k, v of the segment, from its first row on.
+pub(super) fn attend(segment: Segment, inputs: (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+    let function = match segment.head_dim {
+        4 => attend_4,
+        8 => attend_8,
+        12 => attend_12,
+        _ => attend_16,
+    };
+    function(segment, inputs, out, lse, scratch);
+}
+
+pub(super) fn attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
+    let function = match segment.head_dim {
+        4 => attend_grad_4,
+        8 => attend_grad_8,
+        12 => attend_grad_12,
+        _ => attend_grad_16,
+    };
+    function(segment, from, to, scratch);
+}
+
+macro_rules! of_width {
+    ($width:literal, $attend:ident, $attend_grad:ident) => {
+        kernel! {
+            fn $attend(segment: Segment, inputs: (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+                attend_width::<$width>(segment, inputs, out, lse, &mut scratch.lanes);
+            }
+        }
+        kernel! {
+            fn $attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
+                attend_grad_width::<$width>(segment, from, to, &mut scratch.lanes);
+            }
+        }
+    };
+}
+of_width!(4, attend_4, attend_grad_4);
+of_width!(8, attend_8, attend_grad_8);
+of_width!(12, attend_12, attend_grad_12);
+of_width!(16, attend_16, attend_grad_16);
+
+/// Up to eight queries of one head.
+struct Block {
+    first: usize,
+    count: usize,
+    /// Element of the head's first value in the first query's row, and elements between rows.
+    at: usize,
+    stride: usize,
+    /// Keys any of the queries sees, and those all of them see.
+    some: std::ops::Range<usize>,
+    all: std::ops::Range<usize>,
+    /// The keys each query sees.
+    seen: [(u32, u32); QUERIES],
+}
+
+impl Block {
+    #[inline(always)]
+    fn new(segment: &Segment, head: usize, first: usize) -> Self {
+        let (count, stride) = (QUERIES.min(segment.queries - first), segment.heads * segment.head_dim);
+        let (low, high) = (segment.seen(first), segment.seen(first + count - 1));
+        // Lanes without a query see all keys of the block: finite, and never stored.
+        let mut seen = [(low.start as u32, high.end as u32); QUERIES];
+        for (lane, seen) in seen[..count].iter_mut().enumerate() {
+            let range = segment.seen(first + lane);
+            *seen = (range.start as u32, range.end as u32);
+        }
+        Self { first, count, at: first * stride + head * segment.head_dim, stride, some: low.start..high.end, all: high.start..low.end, seen }
+    }
+
+    /// The queries' values of a table with their rows, 0 in lanes without a query.
+    #[inline(always)]
+    fn load<const WIDTH: usize>(&self, from: &[f32]) -> [Lanes; WIDTH] {
+        let mut lanes = [[0f32; QUERIES]; WIDTH];
+        for lane in 0..self.count {
+            let row = &from[self.at + lane * self.stride..][..WIDTH];
+            for d in 0..WIDTH {
+                lanes[d][lane] = row[d];
+            }
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn store<const WIDTH: usize>(&self, values: &[Lanes; WIDTH], to: &mut [f32]) {
+        for lane in 0..self.count {
+            let row = &mut to[self.at + lane * self.stride..][..WIDTH];
+            for d in 0..WIDTH {
+                row[d] = values[d][lane];
+            }
+        }
+    }
+
+    /// Sets lanes whose query does not see key `j` to `value`.
+    #[inline(always)]
+    fn mask(&self, j: usize, lanes: &mut Lanes, value: f32) {
+        if !self.all.contains(&j) {
+            for (x, (start, end)) in lanes.iter_mut().zip(self.seen) {
+                *x = if (j as u32) < start || (j as u32) >= end { value } else { *x };
+            }
+        }
+    }
+}
+
+/// Σ_d a[d] · row[d], in every lane.
+#[inline(always)]
+fn dot<const WIDTH: usize>(a: &[Lanes; WIDTH], row: &[f32]) -> Lanes {
+    let mut sum = [0f32; QUERIES];
+    for d in 0..WIDTH {
+        add_times(&mut sum, &a[d], row[d]);
+    }
+    sum
+}
+
+/// `sum += a · factor`, in every lane.
+#[inline(always)]
+fn add_times(sum: &mut Lanes, a: &Lanes, factor: f32) {
+    for i in 0..QUERIES {
+        sum[i] += a[i] * factor;
+    }
+}
+
+#[inline(always)]
+fn attend_width<const WIDTH: usize>(segment: Segment, (q, k, v): (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Vec<f32>) {
+    let (group, k_stride, scale) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH, segment.scale);
+    scratch.resize(segment.keys * QUERIES, 0.0);
+    let scores = scratch.as_chunks_mut::<QUERIES>().0;
+    for head in 0..segment.heads {
+        let column = head / group * WIDTH;
+        for first in (0..segment.queries).step_by(QUERIES) {
+            let block = Block::new(&segment, head, first);
+            let q = block.load::<WIDTH>(q);
+            let mut max = [f32::MIN; QUERIES];
+            for j in block.some.clone() {
+                let mut s = dot(&q, &k[j * k_stride + column..][..WIDTH]);
+                block.mask(j, &mut s, f32::MIN);
+                for i in 0..QUERIES {
+                    max[i] = if s[i] > max[i] { s[i] } else { max[i] };
+                }
+                scores[j] = s;
+            }
+            let (mut sum, mut outs) = ([0f32; QUERIES], [[0f32; QUERIES]; WIDTH]);
+            for j in block.some.clone() {
+                let mut e = [0f32; QUERIES];
+                for i in 0..QUERIES {
+                    e[i] = exp((scores[j][i] - max[i]) * scale);
+                }
+                block.mask(j, &mut e, 0.0);
+                let row = &v[j * k_stride + column..][..WIDTH];
+                for i in 0..QUERIES {
+                    sum[i] += e[i];
+                }
+                for d in 0..WIDTH {
+                    add_times(&mut outs[d], &e, row[d]);
+                }
+            }
+            let mut logs = [0f32; QUERIES];
+            for i in 0..QUERIES {
+                logs[i] = max[i] * scale + ln(sum[i]);
+                let inverse = 1.0 / sum[i];
+                for out in &mut outs {
+                    out[i] *= inverse;
+                }
+            }
+            block.store(&outs, out);
+            for lane in 0..block.count {
+                lse[(block.first + lane) * segment.heads + head] = logs[lane];
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn attend_grad_width<const WIDTH: usize>(segment: Segment, from: GradInputs<'_>, (dq, dk, dv, delta): GradOutputs<'_>, scratch: &mut Vec<f32>) {
+    let (group, k_stride, scale) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH, segment.scale);
+    for kv_head in 0..segment.kv_heads {
+        let column = kv_head * WIDTH;
+        // Gradients of keys and values, `[keys, WIDTH]` each, in lanes: one part of each sum per lane.
+        scratch.clear();
+        scratch.resize(2 * segment.keys * WIDTH * QUERIES, 0.0);
+        let (dkeys, dvalues) = scratch.as_chunks_mut::<QUERIES>().0.split_at_mut(segment.keys * WIDTH);
+        for head in kv_head * group..(kv_head + 1) * group {
+            for first in (0..segment.queries).step_by(QUERIES) {
+                let block = Block::new(&segment, head, first);
+                let (q, dout, out) = (block.load::<WIDTH>(from.q), block.load::<WIDTH>(from.dout), block.load::<WIDTH>(from.out));
+                let (mut lse, mut deltas, mut dqs) = ([0f32; QUERIES], [0f32; QUERIES], [[0f32; QUERIES]; WIDTH]);
+                for d in 0..WIDTH {
+                    for i in 0..QUERIES {
+                        deltas[i] += dout[d][i] * out[d][i];
+                    }
+                }
+                for lane in 0..block.count {
+                    let at = (block.first + lane) * segment.heads + head;
+                    lse[lane] = from.lse[at];
+                    delta[at] = deltas[lane];
+                }
+                for j in block.some.clone() {
+                    let (k, v) = (&from.k[j * k_stride + column..][..WIDTH], &from.v[j * k_stride + column..][..WIDTH]);
+                    let (mut p, mut ds) = (dot(&q, k), dot(&dout, v));
+                    for i in 0..QUERIES {
+                        p[i] = exp(p[i] * scale - lse[i]);
+                    }
+                    block.mask(j, &mut p, 0.0);
+                    for i in 0..QUERIES {
+                        ds[i] = p[i] * (ds[i] - deltas[i]) * scale;
+                    }
+                    let (dkeys, dvalues) = (&mut dkeys[j * WIDTH..][..WIDTH], &mut dvalues[j * WIDTH..][..WIDTH]);
+                    for d in 0..WIDTH {
+                        add_times(&mut dqs[d], &ds, k[d]);
+                        for i in 0..QUERIES {
+                            dkeys[d][i] += ds[i] * q[d][i];
+                            dvalues[d][i] += p[i] * dout[d][i];
+                        }
+                    }
+                }
+                block.store(&dqs, dq);
+            }
+        }
+        for (lanes, to) in [(&*dkeys, &mut *dk), (&*dvalues, &mut *dv)] {
+            for (j, lanes) in lanes.as_chunks::<WIDTH>().0.iter().enumerate() {
+                for (to, lanes) in to[j * k_stride + column..][..WIDTH].iter_mut().zip(lanes) {
+                    *to = lanes.iter().sum();
+                }
+            }
+        }
+    }
+}
