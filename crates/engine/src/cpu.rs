@@ -12,6 +12,8 @@ mod rows;
 pub(crate) mod simd;
 mod slab;
 mod softmax;
+#[cfg(not(target_arch = "wasm32"))]
+mod tiles;
 
 use crate::backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse};
 use crate::op::{BufferId, Op};

@@ -2,6 +2,8 @@
 
 use super::simd::{self, kernel};
 use super::slab::Packed;
+#[cfg(not(target_arch = "wasm32"))]
+use super::tiles::{self, Left, Right};
 use crate::op::Layout;
 
 /// Widened panels of a packed weight hold at most this many values (1 MiB: they stay in the second-level cache).
@@ -32,6 +34,13 @@ fn product(a: &[f32], b: &[f32], c: &mut [f32], shape: Shape) {
     let Shape { m, n, k, layout, accumulate } = shape;
     let a_strides = if layout == Layout::Tn { (1, m) } else { (k, 1) };
     let b_strides = if layout == Layout::Nt { (1, k) } else { (n, 1) };
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        let right = if layout == Layout::Nt { Right::Columns(b) } else { Right::Rows(b) };
+        if k > 0 && tiles::applies(right, (m, n, k)) {
+            return tiles::product(Left { values: a, strides: a_strides }, right, c, (m, n, k), accumulate);
+        }
+    }
     strided(Matrix(a, a_strides), Matrix(b, b_strides), c, (n, 1), (m, n, k), accumulate, true);
 }
 
