@@ -1,4 +1,4 @@
-//! Matrix products, by the `gemm` crate; packed weights are widened in panels.
+//! Matrix products: natively by [`super::tiles`]; what does not suit it, by the `gemm` crate, packed weights widened in panels.
 
 use super::simd::{self, kernel};
 use super::slab::Packed;
@@ -23,25 +23,23 @@ pub(super) struct Shape {
 
 /// `c (+)= op(a) · op(b)`.
 pub(super) fn matmul(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
-    match b {
-        Packed::F32(b) => product(a, b, c, shape),
-        packed if shape.m == 1 && shape.layout == Layout::Nt => one_row(a, packed, c, shape),
-        packed => by_panels(a, packed, c, shape),
-    }
-}
-
-fn product(a: &[f32], b: &[f32], c: &mut [f32], shape: Shape) {
     let Shape { m, n, k, layout, accumulate } = shape;
     let a_strides = if layout == Layout::Tn { (1, m) } else { (k, 1) };
-    let b_strides = if layout == Layout::Nt { (1, k) } else { (n, 1) };
     #[cfg(not(target_arch = "wasm32"))]
     {
         let right = if layout == Layout::Nt { Right::Columns(b) } else { Right::Rows(b) };
-        if k > 0 && tiles::applies(right, (m, n, k)) {
+        if tiles::applies(right, (m, n, k)) {
             return tiles::product(Left { values: a, strides: a_strides }, right, c, (m, n, k), accumulate);
         }
     }
-    strided(Matrix(a, a_strides), Matrix(b, b_strides), c, (n, 1), (m, n, k), accumulate, true);
+    match b {
+        Packed::F32(b) => {
+            let b_strides = if layout == Layout::Nt { (1, k) } else { (n, 1) };
+            strided(Matrix(a, a_strides), Matrix(b, b_strides), c, (n, 1), (m, n, k), accumulate, true);
+        }
+        packed if m == 1 && layout == Layout::Nt => one_row(a, packed, c, shape),
+        packed => by_panels(a, packed, c, shape),
+    }
 }
 
 /// One row of activations, as in decoding: each row of the weight is widened into the first-level cache and used once.

@@ -88,15 +88,35 @@ pub(super) fn rope(x: &[f32], positions: &[u32], inv_freq: &[f32], out: &mut [f3
 
 kernel! {
     fn rope_token(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
-        let half = cos.len();
-        for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
-            let (x_low, x_high) = x.split_at(half);
-            let (out_low, out_high) = out.split_at_mut(half);
-            for i in 0..half {
-                out_low[i] = x_low[i] * cos[i] - x_high[i] * sin[i];
-                out_high[i] = x_high[i] * cos[i] + x_low[i] * sin[i];
+        // Widths known when compiled: the heads of a side network, and the usual ones.
+        match cos.len() {
+            2 => turn_heads::<2>(x, cos, sin, out),
+            4 => turn_heads::<4>(x, cos, sin, out),
+            8 => turn_heads::<8>(x, cos, sin, out),
+            32 => turn_heads::<32>(x, cos, sin, out),
+            half => {
+                for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
+                    turn_head(x.split_at(half), cos, sin, out.split_at_mut(half));
+                }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn turn_heads<const HALF: usize>(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
+    let (cos, sin) = (&cos[..HALF], &sin[..HALF]);
+    for (x, out) in x.chunks_exact(2 * HALF).zip(out.chunks_exact_mut(2 * HALF)) {
+        let ((x_low, x_high), (out_low, out_high)) = (x.split_at(HALF), out.split_at_mut(HALF));
+        turn_head((&x_low[..HALF], &x_high[..HALF]), cos, sin, (&mut out_low[..HALF], &mut out_high[..HALF]));
+    }
+}
+
+#[inline(always)]
+fn turn_head(x: (&[f32], &[f32]), cos: &[f32], sin: &[f32], out: (&mut [f32], &mut [f32])) {
+    for i in 0..cos.len() {
+        out.0[i] = x.0[i] * cos[i] - x.1[i] * sin[i];
+        out.1[i] = x.1[i] * cos[i] + x.0[i] * sin[i];
     }
 }
 

@@ -1,22 +1,33 @@
-//! Matrix products with a narrow side, as a side network's are, where a general product spends its time on packing and
-//! on work space: tiles of the result stay in registers, rows of the right matrix are read where they lie.
+//! Matrix products: tiles of the result stay in registers while a thread goes along the inner sum.
+//!
+//! A small right matrix, as a side network's are, is read where it lies (or turned once). Of a larger one, a weight in
+//! whatever form it is stored, each thread widens and packs the columns it works on, a panel at a time. Work space belongs
+//! to the thread and is kept: a product allocates nothing.
 
 use super::simd;
+use super::slab::Packed;
 use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Values of one vector: AVX2, or two of NEON.
 const LANES: usize = 8;
-/// Rows of a register tile, and vectors in each of its rows: 12 accumulators of 16 registers.
-const ROWS: usize = 4;
-const VECTORS: usize = 3;
+/// Rows of a register tile, and vectors in each of its rows: 12 accumulators, 2 vectors of the right matrix and a value of the
+/// left one in 16 registers. (4 × 3 needs the sixteenth too, and the compiler spills.)
+const ROWS: usize = 6;
+const VECTORS: usize = 2;
 const COLUMNS: usize = VECTORS * LANES;
-/// Steps of the inner sum between two visits of a tile, so that the rows of the right matrix stay in the first-level cache.
-const INNER: usize = 512;
+/// Steps of the inner sum between two visits of a tile where the right matrix is read in place: a tile's columns of so many
+/// rows stay in the first-level cache, of whose sets rows far apart may share a quarter.
+const INNER: usize = 96;
+/// Steps in a packed panel of [`COLUMNS`] columns (12 KiB): whole blocks of packed weights.
+const PANEL_INNER: usize = 192;
+/// Rows of the left matrix that meet a panel before the next is packed: with the panel's steps, 384 KiB.
+const PANEL_ROWS: usize = 512;
 /// Multiplications that are worth another thread (about 10 µs).
 const PARALLEL_PRODUCTS: usize = 1 << 19;
-/// The right matrix may have this many columns where its rows are read in place, or values where it is turned first.
-const MOST_COLUMNS: usize = 256;
-const MOST_TURNED: usize = 1 << 14;
+/// A right matrix of at most so many values is read in place, or turned whole.
+const SMALL: usize = 1 << 14;
 
 /// `a[i, k]` lies at `i · strides.0 + k · strides.1`.
 #[derive(Clone, Copy)]
@@ -25,61 +36,87 @@ pub(super) struct Left<'a> {
     pub strides: (usize, usize),
 }
 
+impl Left<'_> {
+    /// The matrix without its first rows.
+    fn from_row(self, row: usize) -> Self {
+        Self { values: &self.values[row * self.strides.0..], ..self }
+    }
+}
+
 /// The right matrix `[inner, columns]`.
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a> {
     /// Rows as they are.
-    Rows(&'a [f32]),
-    /// Its transpose `[columns, inner]`.
-    Columns(&'a [f32]),
+    Rows(Packed<'a>),
+    /// Its transpose `[columns, inner]`: a linear layer's weight.
+    Columns(Packed<'a>),
 }
 
-/// Whether a product of these sizes (rows, columns, inner) is one for this module.
+/// Whether a product of these sizes (rows, columns, inner) is one for this module: blocks cannot be cut along their rows.
 pub(super) fn applies(right: Right<'_>, (m, n, k): (usize, usize, usize)) -> bool {
-    match right {
-        Right::Rows(_) => n <= MOST_COLUMNS && (m <= 64 || k <= 64) && m >= ROWS,
-        Right::Columns(_) => n * k <= MOST_TURNED && m >= 4 * ROWS,
-    }
+    m >= ROWS && n > 0 && k > 0 && !matches!(right, Right::Rows(b) if b.unit() > 1)
 }
 
 thread_local! {
-    /// A turned right matrix, and the last few columns of one, padded to whole vectors.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+    /// A small right matrix, turned, and its last few columns, padded to a whole vector.
+    static SMALL_RIGHT: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+    static PANEL: RefCell<Panel> = RefCell::default();
 }
 
 /// `c (+)= a · b`, `c: [m, n]` row-major.
 pub(super) fn product(a: Left<'_>, b: Right<'_>, c: &mut [f32], (m, n, k): (usize, usize, usize), accumulate: bool) {
-    let last = |rows: usize, cols: usize| (rows - 1) * a.strides.0 + (cols - 1) * a.strides.1;
-    let b_len = match b {
-        Right::Rows(b) | Right::Columns(b) => b.len(),
-    };
     assert!(m > 0 && n > 0 && k > 0, "a product of something");
-    assert!(c.len() >= m * n && b_len >= n * k && last(m, k) < a.values.len(), "the operands hold the product");
-    SCRATCH.with_borrow_mut(|(turned, padded)| {
-        let rows = match b {
-            Right::Rows(rows) => rows,
-            Right::Columns(columns) => {
-                turn(columns, (k, n), turned);
-                &turned[..]
-            }
-        };
-        // What does not fill a vector is copied to columns that do.
-        let whole = n / LANES * LANES;
-        padded.clear();
-        if whole < n {
-            padded.resize(k * LANES, 0.0);
-            for (to, from) in padded.as_chunks_mut::<LANES>().0.iter_mut().zip(rows.chunks_exact(n)) {
-                to[..n - whole].copy_from_slice(&from[whole..]);
+    assert!(c.len() >= m * n && (m - 1) * a.strides.0 + (k - 1) * a.strides.1 < a.values.len(), "the operands hold the product");
+    let c = Shared::new(&mut c[..m * n], n);
+    match b {
+        Right::Rows(Packed::F32(rows)) if n * k <= SMALL || m <= 2 * COLUMNS => SMALL_RIGHT.with_borrow_mut(|(_, padded)| {
+            small(a, rows, padded, &c, (m, n, k), accumulate);
+        }),
+        Right::Columns(Packed::F32(columns)) if n * k <= SMALL => SMALL_RIGHT.with_borrow_mut(|(turned, padded)| {
+            turn(columns, (k, n), turned);
+            small(a, turned, padded, &c, (m, n, k), accumulate);
+        }),
+        b => by_panels(a, b, &c, (m, n, k), accumulate),
+    }
+}
+
+/// How many threads a product is worth.
+fn threads((m, n, k): (usize, usize, usize)) -> usize {
+    if m * n * k < PARALLEL_PRODUCTS { 1 } else { simd::threads() }
+}
+
+/// `f` on pieces of `0..length`, one for each thread, cut at multiples of `step`.
+fn share_out(length: usize, step: usize, threads: usize, f: impl Fn(Range<usize>) + Sync + Send) {
+    let piece = length.div_ceil(threads).next_multiple_of(step);
+    if piece >= length {
+        return f(0..length);
+    }
+    let pieces = (0..length).step_by(piece).map(|start| start..length.min(start + piece));
+    simd::for_jobs(pieces.collect(), usize::MAX, f);
+}
+
+/// Rows of the result are shared out; all threads read the same right matrix, `rows: [k, n]`.
+fn small(a: Left<'_>, rows: &[f32], padded: &mut Vec<f32>, c: &Shared<'_>, (m, n, k): (usize, usize, usize), accumulate: bool) {
+    // What does not fill a vector is copied to columns that do.
+    let whole = n / LANES * LANES;
+    padded.clear();
+    if whole < n {
+        padded.resize(k * LANES, 0.0);
+        for (to, from) in padded.as_chunks_mut::<LANES>().0.iter_mut().zip(rows.chunks_exact(n)) {
+            to[..n - whole].copy_from_slice(&from[whole..]);
+        }
+    }
+    share_out(m, ROWS, threads((m, n, k)), |range| {
+        let a = a.from_row(range.start);
+        // SAFETY: the ranges of rows are disjoint.
+        let mut c = unsafe { c.part(range, 0..n) };
+        for start in (0..k).step_by(INNER) {
+            let (inner, adds) = (start..k.min(start + INNER), accumulate || start > 0);
+            tiles(a, Rows { values: &rows[start * n..], stride: n, columns: 0..whole }, &mut c, inner.clone(), adds);
+            if whole < n {
+                tiles(a, Rows { values: &padded[start * LANES..], stride: LANES, columns: whole..n }, &mut c, inner, adds);
             }
         }
-        let job = Job { a, rows, padded, n, k, accumulate };
-        let threads = simd::threads();
-        if threads == 1 || m * n * k < PARALLEL_PRODUCTS || m < 2 * ROWS {
-            return run(&job, 0, &mut c[..m * n]);
-        }
-        let chunk = m.div_ceil(threads).next_multiple_of(ROWS);
-        let parts: Vec<_> = c[..m * n].chunks_mut(chunk * n).enumerate().collect();
-        simd::for_jobs(parts, usize::MAX, |(index, c)| run(&job, index * chunk, c));
     });
 }
 
@@ -93,112 +130,216 @@ fn turn(from: &[f32], (k, n): (usize, usize), to: &mut Vec<f32>) {
     }
 }
 
-struct Job<'a> {
-    a: Left<'a>,
-    /// `[k, n]`.
-    rows: &'a [f32],
-    /// The last columns `[k, LANES]`, or empty.
-    padded: &'a [f32],
-    n: usize,
-    k: usize,
-    accumulate: bool,
+/// Columns of the result are shared out, or rows where columns are few; each thread packs what it needs.
+fn by_panels(a: Left<'_>, b: Right<'_>, c: &Shared<'_>, (m, n, k): (usize, usize, usize), accumulate: bool) {
+    let run = |rows: Range<usize>, columns: Range<usize>| {
+        PANEL.with_borrow_mut(|panel| {
+            for start in (0..k).step_by(PANEL_INNER) {
+                let inner = start..k.min(start + PANEL_INNER);
+                for first in columns.clone().step_by(COLUMNS) {
+                    let columns = first..columns.end.min(first + COLUMNS);
+                    let stride = panel.pack(b, (k, n), inner.clone(), columns.clone());
+                    // SAFETY: threads work on disjoint rows, or on disjoint columns.
+                    let mut c = unsafe { c.part(rows.clone(), columns.clone()) };
+                    let right = Rows { values: &panel.values, stride, columns };
+                    tiles(a.from_row(rows.start), right, &mut c, inner.clone(), accumulate || start > 0);
+                }
+            }
+        });
+    };
+    // A block of rows stays in the second-level cache while all its panels pass.
+    for first in (0..m).step_by(PANEL_ROWS) {
+        let rows = first..m.min(first + PANEL_ROWS);
+        let threads = threads((rows.len(), n, k));
+        if n >= 2 * threads * COLUMNS {
+            share_out(n, COLUMNS, threads, |columns| run(rows.clone(), columns));
+        } else {
+            share_out(rows.len(), ROWS, threads, |part| run(first + part.start..first + part.end, 0..n));
+        }
+    }
 }
 
-/// The rows of the result from `first` on.
-fn run(job: &Job<'_>, first: usize, c: &mut [f32]) {
+/// Some steps of some columns of a right matrix.
+#[derive(Default)]
+struct Panel {
+    /// `[steps, whole vectors of columns]`.
+    values: Vec<f32>,
+    /// The steps of one column.
+    column: Vec<f32>,
+}
+
+impl Panel {
+    /// Packs steps and columns of `b`, padded with zeros to whole vectors; returns how many values a step has.
+    fn pack(&mut self, b: Right<'_>, (k, n): (usize, usize), inner: Range<usize>, columns: Range<usize>) -> usize {
+        let stride = columns.len().next_multiple_of(LANES);
+        self.values.resize(PANEL_INNER * COLUMNS, 0.0);
+        if columns.len() < stride {
+            self.values[..inner.len() * stride].fill(0.0);
+        }
+        match b {
+            Right::Rows(b) => {
+                for (row, to) in inner.zip(self.values.chunks_exact_mut(stride)) {
+                    b.widen(row * n + columns.start, &mut to[..columns.len()]);
+                }
+            }
+            Right::Columns(b) => {
+                self.column.resize(inner.len(), 0.0);
+                for (index, column) in columns.enumerate() {
+                    b.widen(column * k + inner.start, &mut self.column);
+                    for (to, x) in self.values[index..].iter_mut().step_by(stride).zip(&self.column) {
+                        *to = *x;
+                    }
+                }
+            }
+        }
+        stride
+    }
+}
+
+/// Rows of a right matrix, one for each step; `columns` says which of the result's they are, the first at the start of a row.
+struct Rows<'a> {
+    values: &'a [f32],
+    stride: usize,
+    columns: Range<usize>,
+}
+
+/// A result `[m, n]` that several threads write, each rows or columns of its own.
+struct Shared<'a> {
+    values: *mut f32,
+    rows: usize,
+    stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: values are reached through `part` alone, whose callers keep threads apart.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    fn new(values: &'a mut [f32], stride: usize) -> Self {
+        Self { rows: values.len() / stride, values: values.as_mut_ptr(), stride, borrowed: PhantomData }
+    }
+
+    /// Some rows and columns.
+    ///
+    /// # Safety
+    /// While a part lives, no other thread writes the same elements.
+    unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Part<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows && columns.end <= self.stride, "the part lies in the result");
+        // SAFETY: the first row lies in the result.
+        let values = unsafe { self.values.add(rows.start * self.stride) };
+        Part { values, rows: rows.len(), columns, stride: self.stride, borrowed: PhantomData }
+    }
+}
+
+/// The part of a result that one thread writes.
+struct Part<'a> {
+    values: *mut f32,
+    rows: usize,
+    columns: Range<usize>,
+    stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+impl Part<'_> {
+    /// Some columns of a row.
+    #[inline(always)]
+    fn row(&mut self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        assert!(row < self.rows && columns.start <= columns.end && self.columns.start <= columns.start && columns.end <= self.columns.end);
+        // SAFETY: row and columns are the part's own, which is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.stride + columns.start), columns.len()) }
+    }
+}
+
+/// Adds the steps `inner` to all rows of `c`, in the columns of `right`, or starts their sums; `right` begins at the first
+/// of these steps, `a` at the first row of `c`.
+fn tiles(a: Left<'_>, right: Rows<'_>, c: &mut Part<'_>, inner: Range<usize>, adds: bool) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma")]
-        fn wide(job: &Job<'_>, first: usize, c: &mut [f32]) {
-            all_tiles::<true>(job, first, c);
+        fn wide(a: Left<'_>, right: Rows<'_>, c: &mut Part<'_>, inner: Range<usize>, adds: bool) {
+            all_tiles::<true>(a, right, c, inner, adds);
         }
         if simd::is_wide() {
             // SAFETY: the processor has AVX2 and FMA, as is_wide found.
-            return unsafe { wide(job, first, c) };
+            return unsafe { wide(a, right, c, inner, adds) };
         }
     }
-    all_tiles::<{ cfg!(target_arch = "aarch64") }>(job, first, c);
+    all_tiles::<{ cfg!(target_arch = "aarch64") }>(a, right, c, inner, adds);
 }
 
 #[inline(always)]
-fn all_tiles<const FUSED: bool>(job: &Job<'_>, first: usize, c: &mut [f32]) {
-    let Job { n, k, .. } = *job;
-    let m = c.len() / n;
-    let whole = n / LANES * LANES;
-    for start in (0..k).step_by(INNER) {
-        let inner = start..k.min(start + INNER);
-        let adds = job.accumulate || start > 0;
-        let mut column = 0;
-        while column < whole {
-            let b = (&job.rows[inner.start * n + column..], n);
-            let wide = (whole - column).min(COLUMNS);
-            for row in (0..m).step_by(ROWS) {
-                let at = TileAt { first, row, column, wide, inner: inner.clone(), adds };
-                match wide / LANES {
-                    3 => tile_rows::<3, FUSED>(job, b, c, m, at),
-                    2 => tile_rows::<2, FUSED>(job, b, c, m, at),
-                    _ => tile_rows::<1, FUSED>(job, b, c, m, at),
-                }
-            }
-            column += wide;
-        }
-        if whole < n {
-            let b = (&job.padded[inner.start * LANES..], LANES);
-            for row in (0..m).step_by(ROWS) {
-                tile_rows::<1, FUSED>(job, b, c, m, TileAt { first, row, column: whole, wide: n - whole, inner: inner.clone(), adds });
+fn all_tiles<const FUSED: bool>(a: Left<'_>, right: Rows<'_>, c: &mut Part<'_>, inner: Range<usize>, adds: bool) {
+    for first in right.columns.clone().step_by(COLUMNS) {
+        let columns = first..right.columns.end.min(first + COLUMNS);
+        let b = &right.values[first - right.columns.start..];
+        for row in (0..c.rows).step_by(ROWS) {
+            let at = TileAt { row, columns: columns.clone(), inner: inner.clone(), adds };
+            match columns.len().div_ceil(LANES) {
+                1 => tile_rows::<1, FUSED>(a, (b, right.stride), c, at),
+                _ => tile_rows::<VECTORS, FUSED>(a, (b, right.stride), c, at),
             }
         }
     }
 }
 
-/// A tile's place: its rows are `row ..` of the part of the result that begins at row `first`, `wide` columns of it count.
+/// The place of a tile in the part of the result that a thread writes.
 struct TileAt {
-    first: usize,
     row: usize,
-    column: usize,
-    wide: usize,
-    inner: std::ops::Range<usize>,
+    columns: Range<usize>,
+    inner: Range<usize>,
     adds: bool,
 }
 
 #[inline(always)]
-fn tile_rows<const WIDE: usize, const FUSED: bool>(job: &Job<'_>, b: (&[f32], usize), c: &mut [f32], m: usize, at: TileAt) {
-    match m - at.row {
-        1 => tile::<1, WIDE, FUSED>(job, b, c, at),
-        2 => tile::<2, WIDE, FUSED>(job, b, c, at),
-        3 => tile::<3, WIDE, FUSED>(job, b, c, at),
-        _ => tile::<ROWS, WIDE, FUSED>(job, b, c, at),
+fn tile_rows<const WIDE: usize, const FUSED: bool>(a: Left<'_>, b: (&[f32], usize), c: &mut Part<'_>, at: TileAt) {
+    match c.rows - at.row {
+        1 => tile::<1, WIDE, FUSED>(a, b, c, at),
+        2 => tile::<2, WIDE, FUSED>(a, b, c, at),
+        3 => tile::<3, WIDE, FUSED>(a, b, c, at),
+        4 => tile::<4, WIDE, FUSED>(a, b, c, at),
+        5 => tile::<5, WIDE, FUSED>(a, b, c, at),
+        _ => tile::<ROWS, WIDE, FUSED>(a, b, c, at),
     }
 }
 
 #[inline(always)]
-fn tile<const TALL: usize, const WIDE: usize, const FUSED: bool>(job: &Job<'_>, (b, b_stride): (&[f32], usize), c: &mut [f32], at: TileAt) {
-    let (row_stride, inner_stride) = job.a.strides;
-    let a = &job.a.values[(at.first + at.row) * row_stride + at.inner.start * inner_stride..];
+fn tile<const TALL: usize, const WIDE: usize, const FUSED: bool>(a: Left<'_>, (b, b_stride): (&[f32], usize), c: &mut Part<'_>, at: TileAt) {
+    let (row_stride, inner_stride) = a.strides;
+    let a = &a.values[at.row * row_stride + at.inner.start * inner_stride..];
     let steps = at.inner.len();
     assert!((TALL - 1) * row_stride + (steps - 1) * inner_stride < a.len() && (steps - 1) * b_stride + WIDE * LANES <= b.len());
     let mut sums = [[[0f32; LANES]; WIDE]; TALL];
     for step in 0..steps {
-        for vector in 0..WIDE {
+        let mut right = [[0f32; LANES]; WIDE];
+        for (vector, right) in right.iter_mut().enumerate() {
             // SAFETY: the assertion above bounds every step's row of b by its last.
-            let right = unsafe { b.as_ptr().add(step * b_stride + vector * LANES).cast::<[f32; LANES]>().read_unaligned() };
-            for row in 0..TALL {
-                // SAFETY: likewise for a.
-                let left = unsafe { *a.get_unchecked(row * row_stride + step * inner_stride) };
+            *right = unsafe { b.as_ptr().add(step * b_stride + vector * LANES).cast::<[f32; LANES]>().read_unaligned() };
+        }
+        for row in 0..TALL {
+            // SAFETY: likewise for a.
+            let left = unsafe { *a.get_unchecked(row * row_stride + step * inner_stride) };
+            for vector in 0..WIDE {
                 for lane in 0..LANES {
                     let sum = &mut sums[row][vector][lane];
-                    *sum = if FUSED { left.mul_add(right[lane], *sum) } else { *sum + left * right[lane] };
+                    *sum = if FUSED { left.mul_add(right[vector][lane], *sum) } else { *sum + left * right[vector][lane] };
                 }
             }
         }
     }
-    for (row, sums) in sums.iter().enumerate() {
-        let c = &mut c[(at.row + row) * job.n + at.column..][..at.wide];
-        let sums = sums.as_flattened();
-        if at.adds {
-            c.iter_mut().zip(sums).for_each(|(c, sum)| *c += sum);
+    // A copy, so that the sums above are never indexed but by constants and stay in registers.
+    let done = sums;
+    for (row, sums) in done.iter().enumerate() {
+        let c = c.row(at.row + row, at.columns.clone());
+        if c.len() == WIDE * LANES {
+            for (c, sums) in c.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
+                for lane in 0..LANES {
+                    c[lane] = if at.adds { c[lane] + sums[lane] } else { sums[lane] };
+                }
+            }
         } else {
-            c.copy_from_slice(&sums[..at.wide]);
+            for (c, sum) in c.iter_mut().zip(sums.as_flattened()) {
+                *c = if at.adds { *c + sum } else { *sum };
+            }
         }
     }
 }
@@ -210,13 +351,13 @@ mod tests {
     #[test]
     fn products_of_odd_sizes_are_right() {
         let value = |i: usize| ((i * 2_654_435_761) % 1_000) as f32 / 500.0 - 1.0;
-        for (m, n, k) in [(4, 1, 1), (5, 7, 3), (16, 8, 24), (19, 24, 17), (401, 24, 64), (402, 64, 24), (24, 192, 1_030), (403, 12, 33), (23, 53, 700)] {
+        for (m, n, k) in [(4, 1, 1), (5, 7, 3), (16, 8, 24), (19, 24, 17), (401, 24, 64), (402, 64, 24), (24, 192, 1_030), (403, 12, 33), (23, 53, 700), (30, 101, 400), (53, 200, 97), (1_030, 130, 200)] {
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..n * k).map(|i| value(i + 7)).collect();
             for accumulate in [false, true] {
                 for (a_strides, columns) in [((k, 1), false), ((k, 1), true), ((1, m), false)] {
                     let mut c = vec![0.5; m * n];
-                    let right = if columns { Right::Columns(&b) } else { Right::Rows(&b) };
+                    let right = if columns { Right::Columns(Packed::F32(&b)) } else { Right::Rows(Packed::F32(&b)) };
                     product(Left { values: &a, strides: a_strides }, right, &mut c, (m, n, k), accumulate);
                     for (at, got) in c.iter().enumerate() {
                         let (i, j) = (at / n, at % n);

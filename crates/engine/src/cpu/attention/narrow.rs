@@ -64,8 +64,9 @@ struct Block {
     /// Keys any of the queries sees, and those all of them see.
     some: std::ops::Range<usize>,
     all: std::ops::Range<usize>,
-    /// The keys each query sees.
-    seen: [(u32, u32); QUERIES],
+    /// The keys each query sees: the first, and the first behind them.
+    starts: [i32; QUERIES],
+    ends: [i32; QUERIES],
 }
 
 impl Block {
@@ -74,12 +75,13 @@ impl Block {
         let (count, stride) = (QUERIES.min(segment.queries - first), segment.heads * segment.head_dim);
         let (low, high) = (segment.seen(first), segment.seen(first + count - 1));
         // Lanes without a query see all keys of the block: finite, and never stored.
-        let mut seen = [(low.start as u32, high.end as u32); QUERIES];
-        for (lane, seen) in seen[..count].iter_mut().enumerate() {
+        let (mut starts, mut ends) = ([low.start as i32; QUERIES], [high.end as i32; QUERIES]);
+        for lane in 0..count {
             let range = segment.seen(first + lane);
-            *seen = (range.start as u32, range.end as u32);
+            (starts[lane], ends[lane]) = (range.start as i32, range.end as i32);
         }
-        Self { first, count, at: first * stride + head * segment.head_dim, stride, some: low.start..high.end, all: high.start..low.end, seen }
+        let (some, all) = (low.start..high.end, high.start..low.end);
+        Self { first, count, at: first * stride + head * segment.head_dim, stride, some, all, starts, ends }
     }
 
     /// The queries' values of a table with their rows, 0 in lanes without a query.
@@ -109,8 +111,9 @@ impl Block {
     #[inline(always)]
     fn mask(&self, j: usize, lanes: &mut Lanes, value: f32) {
         if !self.all.contains(&j) {
-            for (x, (start, end)) in lanes.iter_mut().zip(self.seen) {
-                *x = if (j as u32) < start || (j as u32) >= end { value } else { *x };
+            let j = j as i32;
+            for i in 0..QUERIES {
+                lanes[i] = if (j >= self.starts[i]) & (j < self.ends[i]) { lanes[i] } else { value };
             }
         }
     }
