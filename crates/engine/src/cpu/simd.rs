@@ -182,7 +182,7 @@ pub(crate) fn ln(x: f32) -> f32 {
     let p = p * r - 1.666_805_7e-1;
     let p = p * r + 2.000_071_5e-1;
     let p = p * r - 2.499_999_4e-1;
-    let p = p * r + 3.333_333_1e-1;
+    let p = p * r + 0.333_333_3;
     let square = r * r;
     let tail = p * r * square - 2.121_944_4e-4 * n - 0.5 * square;
     r + tail + 0.693_359_4 * n

@@ -38,7 +38,7 @@ pub(super) struct Left<'a> {
 
 impl Left<'_> {
     /// The matrix without its first rows.
-    fn from_row(self, row: usize) -> Self {
+    fn rows_from(self, row: usize) -> Self {
         Self { values: &self.values[row * self.strides.0..], ..self }
     }
 }
@@ -107,7 +107,7 @@ fn small(a: Left<'_>, rows: &[f32], padded: &mut Vec<f32>, c: &Shared<'_>, (m, n
         }
     }
     share_out(m, ROWS, threads((m, n, k)), |range| {
-        let a = a.from_row(range.start);
+        let a = a.rows_from(range.start);
         // SAFETY: the ranges of rows are disjoint.
         let mut c = unsafe { c.part(range, 0..n) };
         for start in (0..k).step_by(INNER) {
@@ -142,7 +142,7 @@ fn by_panels(a: Left<'_>, b: Right<'_>, c: &Shared<'_>, (m, n, k): (usize, usize
                     // SAFETY: threads work on disjoint rows, or on disjoint columns.
                     let mut c = unsafe { c.part(rows.clone(), columns.clone()) };
                     let right = Rows { values: &panel.values, stride, columns };
-                    tiles(a.from_row(rows.start), right, &mut c, inner.clone(), accumulate || start > 0);
+                    tiles(a.rows_from(rows.start), right, &mut c, inner.clone(), accumulate || start > 0);
                 }
             }
         });
@@ -315,13 +315,12 @@ fn tile<const TALL: usize, const WIDE: usize, const FUSED: bool>(a: Left<'_>, (b
             // SAFETY: the assertion above bounds every step's row of b by its last.
             *right = unsafe { b.as_ptr().add(step * b_stride + vector * LANES).cast::<[f32; LANES]>().read_unaligned() };
         }
-        for row in 0..TALL {
+        for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: likewise for a.
             let left = unsafe { *a.get_unchecked(row * row_stride + step * inner_stride) };
-            for vector in 0..WIDE {
-                for lane in 0..LANES {
-                    let sum = &mut sums[row][vector][lane];
-                    *sum = if FUSED { left.mul_add(right[vector][lane], *sum) } else { *sum + left * right[vector][lane] };
+            for (sums, right) in sums.iter_mut().zip(&right) {
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = if FUSED { left.mul_add(*right, *sum) } else { *sum + left * right };
                 }
             }
         }

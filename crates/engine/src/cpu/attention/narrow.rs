@@ -112,8 +112,8 @@ impl Block {
     fn mask(&self, j: usize, lanes: &mut Lanes, value: f32) {
         if !self.all.contains(&j) {
             let j = j as i32;
-            for i in 0..QUERIES {
-                lanes[i] = if (j >= self.starts[i]) & (j < self.ends[i]) { lanes[i] } else { value };
+            for ((x, start), end) in lanes.iter_mut().zip(self.starts).zip(self.ends) {
+                *x = if (j >= start) & (j < end) { *x } else { value };
             }
         }
     }
