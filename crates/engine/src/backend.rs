@@ -24,13 +24,15 @@ pub enum BackendKind {
     Webgpu,
 }
 
-/// Bytes held in buffers.
+/// What is held in buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
     /// Held now: allocated and not freed (buffers kept for reuse count too).
     pub current_bytes: u64,
     /// The most since the start or the last [`Backend::reset_peak`].
     pub peak_bytes: u64,
+    /// Buffers asked of the system since the start; those taken from the kept ones do not count.
+    pub buffers_made: u64,
 }
 
 /// What can go wrong while computing.

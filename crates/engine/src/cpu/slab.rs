@@ -24,12 +24,16 @@ pub(super) struct Slab {
     live_peak_words: usize,
     spare_words: usize,
     peak_words: usize,
+    made: u64,
 }
 
 impl Slab {
     pub fn allocate(&mut self, words: usize) -> BufferId {
         let class = size_class(words);
-        let buffer = self.take_spare(class).unwrap_or_else(|| vec![0; class]);
+        let buffer = self.take_spare(class).unwrap_or_else(|| {
+            self.made += 1;
+            vec![0; class]
+        });
         self.live_words += buffer.len();
         self.live_peak_words = self.live_peak_words.max(self.live_words);
         self.peak_words = self.peak_words.max(self.live_words + self.spare_words);
@@ -60,6 +64,7 @@ impl Slab {
         MemoryUse {
             current_bytes: 4 * (self.live_words + self.spare_words) as u64,
             peak_bytes: 4 * self.peak_words as u64,
+            buffers_made: self.made,
         }
     }
 

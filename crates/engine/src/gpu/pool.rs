@@ -16,6 +16,7 @@ pub struct Pool<B> {
     spare: BTreeMap<usize, Vec<u32>>,
     words: u64,
     peak_words: u64,
+    made: u64,
 }
 
 struct Slot<B> {
@@ -28,7 +29,7 @@ struct Slot<B> {
 
 impl<B> Default for Pool<B> {
     fn default() -> Self {
-        Self { slots: Vec::new(), vacant: Vec::new(), spare: BTreeMap::new(), words: 0, peak_words: 0 }
+        Self { slots: Vec::new(), vacant: Vec::new(), spare: BTreeMap::new(), words: 0, peak_words: 0, made: 0 }
     }
 }
 
@@ -47,6 +48,7 @@ impl<B> Pool<B> {
             return BufferId(id);
         }
         let slot = Slot { buffer: create(class), words: class, live: true, used_in: 0 };
+        self.made += 1;
         self.words += class as u64;
         self.peak_words = self.peak_words.max(self.words);
         match self.vacant.pop() {
@@ -93,7 +95,7 @@ impl<B> Pool<B> {
 
     /// Bytes of all buffers, spare ones included.
     pub fn memory(&self) -> MemoryUse {
-        MemoryUse { current_bytes: 4 * self.words, peak_bytes: 4 * self.peak_words }
+        MemoryUse { current_bytes: 4 * self.words, peak_bytes: 4 * self.peak_words, buffers_made: self.made }
     }
 
     /// Forgets the spare buffers and starts a new peak; the device drops them when their work is done.
@@ -146,6 +148,6 @@ mod tests {
         assert_eq!(pool.memory().current_bytes, 2 * bytes);
         pool.free(second);
         pool.reset_peak();
-        assert_eq!(pool.memory(), MemoryUse { current_bytes: bytes, peak_bytes: bytes });
+        assert_eq!(pool.memory(), MemoryUse { current_bytes: bytes, peak_bytes: bytes, buffers_made: 2 });
     }
 }
