@@ -75,10 +75,7 @@ kernels![
 
 /// The kernel of that file name, `None` if there is none.
 pub fn kernel(name: &str) -> Option<Kernel> {
-    KERNELS
-        .binary_search_by_key(&name, |kernel| kernel.name)
-        .ok()
-        .map(|at| KERNELS[at])
+    KERNELS.binary_search_by_key(&name, |kernel| kernel.name).ok().map(|at| KERNELS[at])
 }
 
 impl Kernel {
@@ -121,15 +118,11 @@ mod tests {
     const MAX_INVOCATIONS: u32 = 256;
 
     fn validate(name: &str, source: &str) {
-        let module = naga::front::wgsl::parse_str(source)
-            .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
+        let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
         // unpack2x16float is core WGSL; naga calls it a capability for old OpenGL.
-        Validator::new(
-            ValidationFlags::all(),
-            Capabilities::SHADER_FLOAT16_IN_FLOAT32,
-        )
-        .validate(&module)
-        .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
+        Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+            .validate(&module)
+            .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let bytes: u32 = module
@@ -138,36 +131,18 @@ mod tests {
             .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
             .map(|(_, variable)| layouter[variable.ty].size)
             .sum();
-        assert!(
-            bytes <= MAX_WORKGROUP_BYTES,
-            "{name}: {bytes} bytes of workgroup memory"
-        );
+        assert!(bytes <= MAX_WORKGROUP_BYTES, "{name}: {bytes} bytes of workgroup memory");
         let entry = &module.entry_points[0];
-        assert!(
-            entry.workgroup_size.iter().product::<u32>() <= MAX_INVOCATIONS,
-            "{name}"
-        );
+        assert!(entry.workgroup_size.iter().product::<u32>() <= MAX_INVOCATIONS, "{name}");
     }
 
     #[test]
     fn every_kernel_is_valid_wgsl_inside_the_default_limits() {
         for kernel in KERNELS {
             validate(kernel.name, kernel.source);
-            assert!(
-                kernel.writes().len() <= MAX_STORAGE_BUFFERS,
-                "{}: too many storage buffers",
-                kernel.name
-            );
-            assert!(
-                kernel.source.starts_with("// "),
-                "{}: opens with its formula",
-                kernel.name
-            );
-            assert!(
-                kernel.source.contains("// Dispatch: "),
-                "{}: says its dispatch",
-                kernel.name
-            );
+            assert!(kernel.writes().len() <= MAX_STORAGE_BUFFERS, "{}: too many storage buffers", kernel.name);
+            assert!(kernel.source.starts_with("// "), "{}: opens with its formula", kernel.name);
+            assert!(kernel.source.contains("// Dispatch: "), "{}: says its dispatch", kernel.name);
         }
     }
 
@@ -178,13 +153,7 @@ mod tests {
             for dtype in 0..5 {
                 for vec4 in 0..2 {
                     for micro in [4, 8] {
-                        let constants = [
-                            ("LAYOUT", layout),
-                            ("B_DTYPE", dtype),
-                            ("A_VEC4", vec4),
-                            ("B_VEC4", vec4),
-                            ("MICRO", micro),
-                        ];
+                        let constants = [("LAYOUT", layout), ("B_DTYPE", dtype), ("A_VEC4", vec4), ("B_VEC4", vec4), ("MICRO", micro)];
                         validate("matmul", &matmul.source_with(&constants));
                     }
                 }
@@ -194,24 +163,11 @@ mod tests {
         for layout in 0..3 {
             for dtype in 0..5 {
                 for (row_quads, col_quads, group) in [(1, 1, 8), (2, 2, 8), (4, 4, 2)] {
-                    let tile = [
-                        ("ROW_QUADS", row_quads),
-                        ("COL_QUADS", col_quads),
-                        ("GROUP_X", group),
-                        ("GROUP_Y", group),
-                    ];
+                    let tile = [("ROW_QUADS", row_quads), ("COL_QUADS", col_quads), ("GROUP_X", group), ("GROUP_Y", group)];
                     for vec4 in 0..2 {
-                        let operands = [
-                            ("LAYOUT", layout),
-                            ("B_DTYPE", dtype),
-                            ("A_VEC4", vec4),
-                            ("B_VEC4", vec4),
-                        ];
+                        let operands = [("LAYOUT", layout), ("B_DTYPE", dtype), ("A_VEC4", vec4), ("B_VEC4", vec4)];
                         let source = registers.source_with(&[tile, operands].concat());
-                        assert!(
-                            !source.contains(unroll::MARK),
-                            "every marked loop is written out"
-                        );
+                        assert!(!source.contains(unroll::MARK), "every marked loop is written out");
                         validate("matmul_registers", &source);
                     }
                 }
@@ -219,24 +175,13 @@ mod tests {
         }
         for rows in [1, 4, 8] {
             for dtype in 0..5 {
-                validate(
-                    "matmul_rows",
-                    &kernel("matmul_rows")
-                        .unwrap()
-                        .source_with(&[("ROWS", rows), ("B_DTYPE", dtype)]),
-                );
+                validate("matmul_rows", &kernel("matmul_rows").unwrap().source_with(&[("ROWS", rows), ("B_DTYPE", dtype)]));
             }
         }
         for name in ["attention", "attention_grad_q", "attention_grad_kv"] {
             for pad in [8, 16, 32, 64, 128, 256] {
                 let block = if pad == 256 { 4 } else { 8 };
-                let constants = [
-                    ("HEAD_PAD", pad),
-                    ("VEC4", 1),
-                    ("BIAS", 1),
-                    ("QUERIES", block),
-                    ("KEYS", block),
-                ];
+                let constants = [("HEAD_PAD", pad), ("VEC4", 1), ("BIAS", 1), ("QUERIES", block), ("KEYS", block)];
                 validate(name, &kernel(name).unwrap().source_with(&constants));
             }
         }
@@ -245,23 +190,12 @@ mod tests {
         }
         for name in ["activate", "activate_grad"] {
             for activation in 0..6 {
-                validate(
-                    name,
-                    &kernel(name)
-                        .unwrap()
-                        .source_with(&[("ACTIVATION", activation), ("GATED", activation % 2)]),
-                );
+                validate(name, &kernel(name).unwrap().source_with(&[("ACTIVATION", activation), ("GATED", activation % 2)]));
             }
         }
-        validate(
-            "rope",
-            &kernel("rope").unwrap().source_with(&[("IN_PLACE", 1)]),
-        );
+        validate("rope", &kernel("rope").unwrap().source_with(&[("IN_PLACE", 1)]));
         for dtype in 1..5 {
-            validate(
-                "embed",
-                &kernel("embed").unwrap().source_with(&[("DTYPE", dtype)]),
-            );
+            validate("embed", &kernel("embed").unwrap().source_with(&[("DTYPE", dtype)]));
         }
     }
 

@@ -32,10 +32,7 @@ pub fn unroll(text: &str) -> String {
 
 /// Name and value of a `const NAME: u32 = 4u;`.
 fn constant(line: &str) -> Option<(&str, u32)> {
-    let (name, value) = line
-        .strip_prefix("const ")?
-        .strip_suffix("u;")?
-        .split_once(": u32 = ")?;
+    let (name, value) = line.strip_prefix("const ")?.strip_suffix("u;")?.split_once(": u32 = ")?;
     Some((name, value.parse().ok()?))
 }
 
@@ -44,23 +41,14 @@ fn write_out<T: AsRef<str>>(lines: &[T], constants: &HashMap<&str, u32>, out: &m
     while at < lines.len() {
         let line = lines[at].as_ref();
         if line.ends_with(MARK) {
-            let (variable, bound) = head(line)
-                .unwrap_or_else(|| panic!("a marked loop counts from 0u to a constant: {line}"));
-            let count = *constants
-                .get(bound)
-                .unwrap_or_else(|| panic!("{bound} is no constant: {line}"));
+            let (variable, bound) = head(line).unwrap_or_else(|| panic!("a marked loop counts from 0u to a constant: {line}"));
+            let count = *constants.get(bound).unwrap_or_else(|| panic!("{bound} is no constant: {line}"));
             let indent = &line[..line.len() - line.trim_start().len()];
             let end_line = format!("{indent}}}");
-            let len = lines[at..]
-                .iter()
-                .position(|line| line.as_ref() == end_line)
-                .unwrap_or_else(|| panic!("no end: {line}"));
+            let len = lines[at..].iter().position(|line| line.as_ref() == end_line).unwrap_or_else(|| panic!("no end: {line}"));
             let body = &lines[at + 1..at + len];
             for index in 0..count {
-                let copy: Vec<String> = body
-                    .iter()
-                    .map(|line| with_value(line.as_ref(), variable, index))
-                    .collect();
+                let copy: Vec<String> = body.iter().map(|line| with_value(line.as_ref(), variable, index)).collect();
                 out.push_str(&format!("{indent}{{\n"));
                 write_out(&copy, constants, out);
                 out.push_str(&format!("{end_line}\n"));
@@ -76,14 +64,8 @@ fn write_out<T: AsRef<str>>(lines: &[T], constants: &HashMap<&str, u32>, out: &m
 
 /// Variable and bound of `for (var i = 0u; i < BOUND; i++) { // unroll`.
 fn head(line: &str) -> Option<(&str, &str)> {
-    let (variable, rest) = line
-        .trim_start()
-        .strip_prefix("for (var ")?
-        .split_once(" = 0u; ")?;
-    let (bound, step) = rest
-        .strip_prefix(variable)?
-        .strip_prefix(" < ")?
-        .split_once("; ")?;
+    let (variable, rest) = line.trim_start().strip_prefix("for (var ")?.split_once(" = 0u; ")?;
+    let (bound, step) = rest.strip_prefix(variable)?.strip_prefix(" < ")?.split_once("; ")?;
     let plain = step.strip_prefix(variable)?.strip_prefix("++) ")? == MARK;
     plain.then_some((variable, bound))
 }
@@ -94,9 +76,7 @@ fn with_value(line: &str, variable: &str, value: u32) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
     while let Some(first) = rest.chars().next() {
-        let len = rest
-            .find(|c| is_word(c) != is_word(first))
-            .unwrap_or(rest.len());
+        let len = rest.find(|c| is_word(c) != is_word(first)).unwrap_or(rest.len());
         let (piece, behind) = rest.split_at(len);
         // A name behind a full stop is a component: `v.x`.
         if piece == variable && !out.ends_with('.') {
