@@ -14,6 +14,7 @@ thread_local! {
     static STORAGE: MemoryStorage = MemoryStorage::default();
 }
 
+/// Opens a back end, whose kernels are tuned at the first call of a page.
 async fn open(choice: BackendChoice) -> Result<Device, BackendError> {
     open_device(choice, &STORAGE.with(MemoryStorage::clone)).await
 }

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 
 /// A timing of this length is not blurred by a browser's clock, which ticks every 0.1 ms.
 const FILL_MILLIS: f64 = 3.0;
+/// A product that takes this long is long against the one or two milliseconds of a browser's answer.
+const SLOW_MILLIS: f64 = 8.0;
 /// Products in one timing at most.
-const MOST_REPEATS: f64 = 64.0;
+const MOST_REPEATS: u32 = 256;
 /// After this time what has not been tried is left out. A graphics card needs less; a software adapter's kernels of one kind
 /// may take a tenth of a second.
 const BUDGET_MILLIS: f64 = 1000.0;
@@ -107,16 +109,22 @@ impl GpuBackend {
                 self.run(product.clone());
             }
             self.read(c, 0, 1).await?;
-            Ok::<f64, BackendError>((now() - start) / f64::from(repeats))
+            Ok::<f64, BackendError>(now() - start)
         };
-        // The first run compiles the kernel, the second says how many fill the time.
+        // The first run compiles the kernel. What an answer takes by itself is left out: it is in one run as in many.
         timed(1).await?;
         let once = timed(1).await?;
-        if once >= FILL_MILLIS {
+        if once >= SLOW_MILLIS {
             return Ok(once);
         }
-        let repeats = (FILL_MILLIS / once.max(0.01)).clamp(1.0, MOST_REPEATS) as u32;
-        Ok(timed(repeats).await?.min(timed(repeats).await?))
+        let mut repeats = 4;
+        loop {
+            let rest = timed(repeats).await? - once;
+            if rest >= FILL_MILLIS || repeats >= MOST_REPEATS {
+                return Ok(rest.max(0.0) / f64::from(repeats - 1));
+            }
+            repeats *= 4;
+        }
     }
 }
 
