@@ -1,10 +1,10 @@
 //! `barycenter generate`.
 
 use crate::adapter::Adapter;
+use crate::backend::create_backend;
 use crate::model::{Model, WeightFormat, describe_weights};
 use anyhow::Result;
 use barycenter_engine::backbone::Backbone;
-use barycenter_engine::create_backend;
 use barycenter_engine::generate::{GenerateOptions, generate};
 use barycenter_engine::tape::no_yield;
 use barycenter_model::names::Parts;

@@ -1,9 +1,9 @@
 //! `barycenter logits`: what a model gives for token ids, to be compared with other libraries (scripts/check_peft.py).
 
 use crate::adapter::Adapter;
+use crate::backend::create_backend;
 use crate::hub;
 use anyhow::{Context, Result, ensure};
-use barycenter_engine::create_backend;
 use barycenter_engine::loss::logits;
 use barycenter_engine::packed::{DeviceBatch, MicroBatch, Sequence};
 use barycenter_engine::tape::Tape;

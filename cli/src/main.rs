@@ -1,6 +1,7 @@
 //! The barycenter program: serve, node, train, generate, verify, plan, simulate, export, logits, bench.
 
 mod adapter;
+mod backend;
 mod bench;
 mod export;
 mod generate;

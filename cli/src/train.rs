@@ -5,6 +5,7 @@ pub(crate) mod full;
 mod parallel;
 mod tuned;
 
+use crate::backend::create_backend;
 use crate::model::{Model, WeightFormat};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::backbone::Backbone;
@@ -13,7 +14,7 @@ use barycenter_engine::optim::{AdamWConfig, LinearSchedule};
 use barycenter_engine::side::Side;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::train_full::FullTraining;
-use barycenter_engine::{Device, create_backend};
+use barycenter_engine::Device;
 use barycenter_model::metrics::exact_match;
 use barycenter_model::{ModelConfig, RawTensor, TensorSource, Weights, write_safetensors};
 use barycenter_protocol::control::{GradientType, RunSpec, SampleSize};

@@ -1,8 +1,8 @@
 //! `barycenter verify`.
 
+use crate::backend::create_backend;
 use crate::model::WeightFormat;
 use anyhow::Result;
-use barycenter_engine::create_backend;
 use barycenter_engine::verify::{PARTS, verify_as};
 use std::path::PathBuf;
 use std::process::ExitCode;

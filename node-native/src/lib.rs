@@ -7,7 +7,8 @@ pub mod files;
 
 use crate::files::FolderStorage;
 use anyhow::{Context, Result};
-use barycenter_engine::{BackendChoice, create_backend};
+use barycenter_engine::BackendChoice;
+use barycenter_node::device::open_device;
 use barycenter_node::events::NodeEvent;
 use barycenter_node::meter::Meter;
 use barycenter_node::storage::Storage;
@@ -46,7 +47,7 @@ impl NativeNode {
     async fn run_here(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl Future<Output = ()>) -> Result<()> {
         let storage = FolderStorage::new(&self.data_dir).with_context(|| format!("the folder {} cannot be used", self.data_dir.display()))?;
         let device_token = device_token(&storage).await?;
-        let device = create_backend(self.backend).await?;
+        let device = open_device(self.backend, &storage).await?;
         let shell = NodeShell {
             storage: Rc::new(storage),
             connector: Rc::new(NativeConnector::new(NativeOptions::default())),

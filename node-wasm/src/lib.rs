@@ -2,6 +2,7 @@
 #![cfg(target_arch = "wasm32")]
 
 mod opfs;
+mod products;
 mod self_test;
 mod start;
 

@@ -1,7 +1,8 @@
 //! Starts the node that a page asked for, in the Worker the page made for it.
 
 use crate::opfs::OpfsStorage;
-use barycenter_engine::{BackendChoice, create_backend};
+use barycenter_engine::BackendChoice;
+use barycenter_node::device::open_device;
 use barycenter_node::events::NodeEvent;
 use barycenter_node::meter::Meter;
 use barycenter_node::storage::{MemoryStorage, Storage};
@@ -65,7 +66,7 @@ pub async fn start_node(options: JsValue, rtc_port: MessagePort, on_event: Funct
             Rc::new(MemoryStorage::default())
         }
     };
-    let device = create_backend(options.backend).await?;
+    let device = open_device(options.backend, storage.as_ref()).await?;
     let invitation = Invitation { origin: options.origin, secret: secret.clone(), certificate_sha256: None };
     let said = Rc::clone(&say);
     let shell = NodeShell {

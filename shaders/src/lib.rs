@@ -1,11 +1,14 @@
 //! The WGSL kernels of Barycenter: one file per operation, listed here, validated by a test.
 //!
-//! A file is valid WGSL as it stands. Its variants differ only in lines of the form `const NAME: u32 = 4u;`, whose
-//! values [`Kernel::source_with`] replaces: layouts, element types and tile sizes become constants of the pipeline,
-//! never branches at run time. Binding 0 is the uniform `params`, whose first fields are the offsets, in elements, of
+//! A file is valid WGSL as it stands, together with the parts that it is listed with (`wgsl/part`: functions that several
+//! kernels call). Its variants differ only in lines of the form `const NAME: u32 = 4u;`, whose values
+//! [`Kernel::source_with`] replaces: layouts, element types and tile sizes become constants of the pipeline, never
+//! branches at run time. Loops marked `// unroll` are written out then (see [`unroll`]). Binding 0 is the uniform `params`, whose first fields are the offsets, in elements, of
 //! the storage buffers that follow it as bindings 1, 2, …
 
-/// One WGSL file.
+pub mod unroll;
+
+/// One WGSL file with its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     /// File name without its ending.
@@ -15,9 +18,15 @@ pub struct Kernel {
 }
 
 macro_rules! kernels {
-    ($($name:literal),* $(,)?) => {
+    ($($name:literal $(+ $part:literal)*),* $(,)?) => {
         /// All kernels, in alphabetical order.
-        pub const KERNELS: &[Kernel] = &[$(Kernel { name: $name, source: include_str!(concat!("../wgsl/", $name, ".wgsl")) }),*];
+        pub const KERNELS: &[Kernel] = &[$(Kernel {
+            name: $name,
+            source: concat!(
+                include_str!(concat!("../wgsl/", $name, ".wgsl")),
+                $(include_str!(concat!("../wgsl/part/", $part, ".wgsl"))),*
+            ),
+        }),*];
     };
 }
 
@@ -44,8 +53,9 @@ kernels![
     "gate_mix",
     "gate_mix_grad",
     "gather_rows",
-    "matmul",
-    "matmul_rows",
+    "matmul" + "weights" + "operands",
+    "matmul_registers" + "weights" + "operands",
+    "matmul_rows" + "weights",
     "pack_f16",
     "rms_norm",
     "rms_norm_grad",
@@ -69,7 +79,8 @@ pub fn kernel(name: &str) -> Option<Kernel> {
 }
 
 impl Kernel {
-    /// The text with `const NAME: u32 = …;` set for each pair; names that the file lacks are ignored.
+    /// The text with `const NAME: u32 = …;` set for each pair and marked loops written out; names that the file lacks are
+    /// ignored.
     pub fn source_with(&self, constants: &[(&str, u32)]) -> String {
         let mut text = String::with_capacity(self.source.len());
         for line in self.source.lines() {
@@ -83,7 +94,7 @@ impl Kernel {
             }
             text.push('\n');
         }
-        text
+        unroll::unroll(&text)
     }
 
     /// The access of each storage binding in order, `true` where the kernel writes: what a bind group layout needs.
@@ -144,6 +155,20 @@ mod tests {
                     for micro in [4, 8] {
                         let constants = [("LAYOUT", layout), ("B_DTYPE", dtype), ("A_VEC4", vec4), ("B_VEC4", vec4), ("MICRO", micro)];
                         validate("matmul", &matmul.source_with(&constants));
+                    }
+                }
+            }
+        }
+        let registers = kernel("matmul_registers").unwrap();
+        for layout in 0..3 {
+            for dtype in 0..5 {
+                for (row_quads, col_quads, group) in [(1, 1, 8), (2, 2, 8), (4, 4, 2)] {
+                    let tile = [("ROW_QUADS", row_quads), ("COL_QUADS", col_quads), ("GROUP_X", group), ("GROUP_Y", group)];
+                    for vec4 in 0..2 {
+                        let operands = [("LAYOUT", layout), ("B_DTYPE", dtype), ("A_VEC4", vec4), ("B_VEC4", vec4)];
+                        let source = registers.source_with(&[tile, operands].concat());
+                        assert!(!source.contains(unroll::MARK), "every marked loop is written out");
+                        validate("matmul_registers", &source);
                     }
                 }
             }

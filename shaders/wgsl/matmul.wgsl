@@ -39,105 +39,19 @@ const PITCH: u32 = TILE / 4u + 1u;
 var<workgroup> tile_a: array<vec4<f32>, DEPTH * PITCH>;
 var<workgroup> tile_b: array<vec4<f32>, DEPTH * PITCH>;
 
-fn unpack_pair(word: u32) -> vec2<f32> {
-    if B_DTYPE == 1u {
-        return unpack2x16float(word);
-    }
-    return vec2(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
-}
-
-// f16 to f32 in integers: the built-in may flush subnormals, which the scales of small weights are.
-fn half_to_float(bits: u32) -> f32 {
-    let sign = (bits & 0x8000u) << 16u;
-    let exponent = (bits >> 10u) & 31u;
-    let mantissa = bits & 0x3ffu;
-    if exponent == 0u {
-        // A subnormal is mantissa * 2^-24, a normal f32.
-        let magnitude = f32(mantissa) * 5.9604644775390625e-8;
-        return bitcast<f32>(bitcast<u32>(magnitude) | sign);
-    }
-    return bitcast<f32>(sign | ((exponent + 112u) << 23u) | (mantissa << 13u));
-}
-
-fn b_word(at: u32) -> u32 {
-    return b[at >> 2u][at & 3u];
-}
-
-// Four neighbours out of blocks of 32, two blocks to 17 words (int8) or 9 (int4), the last of them the two scales.
-fn b_block_quad(at: u32) -> vec4<f32> {
-    let block = at >> 5u;
-    if B_DTYPE == 3u {
-        let base = (block >> 1u) * 17u;
-        let scale = half_to_float((b_word(base + 16u) >> ((block & 1u) * 16u)) & 0xffffu);
-        let word = bitcast<i32>(b_word(base + ((at & 63u) >> 2u)));
-        return scale * vec4<f32>((vec4<i32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
-    }
-    let base = (block >> 1u) * 9u;
-    let scale = half_to_float((b_word(base + 8u) >> ((block & 1u) * 16u)) & 0xffffu);
-    // Byte j of a block has element j in its low and j + 16 in its high half.
-    let word = b_word(base + (block & 1u) * 4u + ((at & 15u) >> 2u)) >> ((at & 16u) >> 2u);
-    return scale * (vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u)) - 8.0);
-}
-
-// Four neighbours from element `at` on; at is a multiple of four.
-fn b_quad(at: u32) -> vec4<f32> {
-    if B_DTYPE == 0u {
-        return bitcast<vec4<f32>>(b[at >> 2u]);
-    }
-    if B_DTYPE >= 3u {
-        return b_block_quad(at);
-    }
-    let words = b[at >> 3u];
-    let pair = select(words.xy, words.zw, (at & 4u) != 0u);
-    return vec4(unpack_pair(pair.x), unpack_pair(pair.y));
-}
-
-fn a_element(at: u32) -> f32 {
-    return a[at >> 2u][at & 3u];
-}
-
-fn b_element(at: u32) -> f32 {
-    if B_DTYPE == 0u {
-        return bitcast<f32>(b[at >> 2u][at & 3u]);
-    }
-    if B_DTYPE >= 3u {
-        return b_block_quad(at & 0xfffffffcu)[at & 3u];
-    }
-    let word = at >> 1u;
-    return unpack_pair(b[word >> 2u][word & 3u])[at & 1u];
-}
-
 // Elements inner .. inner + 4 of row `outer` of a matrix [outers, inners], zero outside.
 fn load_a(outer: u32, inner: u32, outers: u32, inners: u32) -> vec4<f32> {
-    var y = vec4<f32>(0.0);
     if outer < outers && inner < inners {
-        let at = params.a_at + outer * inners + inner;
-        if A_VEC4 == 1u {
-            y = a[at >> 2u];
-        } else {
-            y.x = a_element(at);
-            if inner + 1u < inners { y.y = a_element(at + 1u); }
-            if inner + 2u < inners { y.z = a_element(at + 2u); }
-            if inner + 3u < inners { y.w = a_element(at + 3u); }
-        }
+        return read_a(params.a_at + outer * inners + inner, inners - inner);
     }
-    return y;
+    return vec4<f32>(0.0);
 }
 
 fn load_b(outer: u32, inner: u32, outers: u32, inners: u32) -> vec4<f32> {
-    var y = vec4<f32>(0.0);
     if outer < outers && inner < inners {
-        let at = params.b_at + outer * inners + inner;
-        if B_VEC4 == 1u {
-            y = b_quad(at);
-        } else {
-            y.x = b_element(at);
-            if inner + 1u < inners { y.y = b_element(at + 1u); }
-            if inner + 2u < inners { y.z = b_element(at + 2u); }
-            if inner + 3u < inners { y.w = b_element(at + 3u); }
-        }
+        return read_b(params.b_at + outer * inners + inner, inners - inner);
     }
-    return y;
+    return vec4<f32>(0.0);
 }
 
 // The 4 x 4 block of an invocation. Rows of memory first, so that neighbours read neighbours.
@@ -147,26 +61,6 @@ fn block_along_depth(lane: u32) -> vec2<u32> {
 
 fn block_along_outer(lane: u32) -> vec2<u32> {
     return vec2(lane % (TILE / 4u), lane / (TILE / 4u)) * 4u;
-}
-
-fn store_element(row: u32, col: u32, value: f32) {
-    if col < params.n {
-        let at = params.c_at + row * params.n + col;
-        var y = value;
-        if params.accumulate == 1u {
-            y += c[at];
-        }
-        c[at] = y;
-    }
-}
-
-fn store(row: u32, col: u32, values: vec4<f32>) {
-    if row < params.m {
-        store_element(row, col, values.x);
-        store_element(row, col + 1u, values.y);
-        store_element(row, col + 2u, values.z);
-        store_element(row, col + 3u, values.w);
-    }
 }
 
 @compute @workgroup_size(64)

@@ -76,6 +76,13 @@ test('both back ends give the same answers, the software WebGPU adapter among th
   assert.deepEqual(problems, []);
 });
 
+test('products of odd shapes are exact on the CPU and in every form that WebGPU has', async () => {
+  const { inWorker, problems } = await open({ webgpu: true });
+  assert.equal(await inWorker('return node.product_error("cpu")'), 0);
+  assert.equal(await inWorker('return node.product_error("gpu")'), 0);
+  assert.deepEqual(problems, []);
+});
+
 test('a software adapter is passed over in favour of the CPU, and the reason is said', async () => {
   const { inWorker } = await open({ webgpu: true });
   const { backend } = await inWorker('return node.self_test("auto")');

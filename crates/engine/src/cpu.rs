@@ -6,6 +6,8 @@
 mod attention;
 mod blocks;
 mod elementwise;
+#[cfg(any(target_arch = "wasm32", test))]
+mod gemm_wasm;
 mod matmul;
 mod norm;
 mod rows;

@@ -1,7 +1,8 @@
 //! The WebGPU back end: operations recorded into command buffers, in the browser and natively.
 //!
 //! `plan` turns an operation into dispatches, `recorder` records them, `pool` owns the buffers, and `poll_*` is the
-//! one difference between browser and native: who drives the device while a read is awaited.
+//! one difference between browser and native: who drives the device while a read is awaited. `tile` lists the forms of a
+//! matrix product, of which `tuning` finds a device's fastest.
 
 mod plan;
 #[cfg(not(target_arch = "wasm32"))]
@@ -12,6 +13,11 @@ mod poll;
 mod poll;
 mod pool;
 mod recorder;
+mod tile;
+mod tuning;
+
+pub use tile::{Tile, Tuning};
+pub use tuning::Tunings;
 
 use crate::backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse};
 use crate::op::{BufferId, Op};
@@ -26,10 +32,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Names under which software adapters describe themselves where the adapter type does not say it.
 const SOFTWARE_NAMES: [&str; 5] = ["swiftshader", "llvmpipe", "lavapipe", "basic render", "software"];
 
+const IN_BROWSER: bool = cfg!(target_arch = "wasm32");
+
 /// Executes operations with WGSL kernels on a WebGPU device.
 pub struct GpuBackend {
     info: BackendInfo,
     software: bool,
+    /// Name, driver and interface of the adapter: what a measured tuning holds for.
+    adapter: String,
+    tuning: Cell<Tuning>,
     recorder: RefCell<Recorder>,
     poller: Poller,
     failure: Failure,
@@ -117,12 +128,29 @@ impl GpuBackend {
         };
         let poller = Poller::new(&device);
         let recorder = RefCell::new(Recorder::new(device, queue, (limit_bytes / 4) as usize));
-        Ok(Self { info, software, recorder, poller, failure, limit_bytes, too_large: Cell::new(None) })
+        let identity = identity(&adapter_info, &adapter.limits());
+        let tuning = Cell::new(Tuning::unmeasured(software && IN_BROWSER));
+        Ok(Self { info, software, adapter: identity, tuning, recorder, poller, failure, limit_bytes, too_large: Cell::new(None) })
     }
 
     /// Whether the adapter computes on the processor, 15 to 100 times slower there than the CPU back end.
     pub fn is_software(&self) -> bool {
         self.software
+    }
+
+    /// Whether the adapter is a browser's software one; see [`Tile`].
+    fn is_emulated(&self) -> bool {
+        self.software && IN_BROWSER
+    }
+
+    /// The forms in which products are made.
+    pub fn tuning(&self) -> Tuning {
+        self.tuning.get()
+    }
+
+    /// Makes products in these forms from now on.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        self.tuning.set(tuning);
     }
 
     /// Says why this back end was chosen.
@@ -204,7 +232,7 @@ impl Backend for GpuBackend {
 
     fn run(&self, op: Op) {
         if self.error().is_none() {
-            self.recorder.borrow_mut().run(&plan::plan(&op));
+            self.recorder.borrow_mut().run(&plan::plan(&op, self.tuning.get()));
         }
     }
 
@@ -250,4 +278,12 @@ fn describe(info: &wgpu::AdapterInfo) -> String {
         other => format!("{other:?}"),
     };
     format!("{name} over {over}")
+}
+
+/// What tells one adapter from another, as far as it is said (browsers say little), and one version of the kernels.
+fn identity(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> String {
+    let wgpu::AdapterInfo { name, vendor, device, driver, driver_info, backend, subgroup_min_size, subgroup_max_size, .. } = info;
+    let buffer = limits.max_buffer_size;
+    let adapter = format!("{name} {vendor:04x}:{device:04x}, {driver} {driver_info}, {backend:?}");
+    format!("{adapter}, subgroups {subgroup_min_size}-{subgroup_max_size}, buffers {buffer}, kernels {}", env!("CARGO_PKG_VERSION"))
 }

@@ -27,7 +27,7 @@ pub mod tune;
 pub mod verify;
 
 pub use backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse};
-pub use choose::{BackendChoice, create_backend};
+pub use choose::{BackendChoice, create_backend, create_tuned_backend};
 pub use cpu::CpuBackend;
 pub use error::EngineError;
 pub use tensor::{Device, Tensor};

@@ -5,14 +5,18 @@
 
 mod support;
 
+use barycenter_engine::Backend;
 use barycenter_engine::cpu::CpuBackend;
+use barycenter_engine::gpu::{GpuBackend, Tile, Tuning, Tunings};
 use barycenter_engine::op::{Activation, AttentionShape, BufferId, Dtype, Layout, Op, Slice};
-use barycenter_engine::{Backend, gpu::GpuBackend};
 use support::{Random, gpu};
 
 const TOLERANCE: f32 = 1e-5;
 const ACTIVATIONS: [Activation; 6] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu, Activation::Tanh];
+
+/// The forms of a product that a software adapter compiles in time for a test of all element types and layouts.
+const TILES: [Tile; 4] = [Tile::Shared32, Tile::Shared64, Tile::Registers4, Tile::Registers8];
 
 /// Buffers, named by position, and operations on them.
 struct Case {
@@ -75,19 +79,31 @@ impl Case {
         results
     }
 
+    /// [`Case::check`] with products in each of these forms.
+    fn check_in(&self, tiles: &[Tile], gpu: &GpuBackend, ops: impl Fn(&[BufferId]) -> Vec<Op>) {
+        let expected = self.run_on(&CpuBackend::default(), &ops);
+        for tile in tiles {
+            gpu.set_tuning(Tuning::always(*tile));
+            self.compare(&format!("{}, {tile:?}", self.name), &self.run_on(gpu, &ops), &expected);
+        }
+    }
+
     fn check(&self, gpu: &GpuBackend, ops: impl Fn(&[BufferId]) -> Vec<Op>) {
         let expected = self.run_on(&CpuBackend::default(), &ops);
-        let got = self.run_on(gpu, &ops);
+        self.compare(&self.name, &self.run_on(gpu, &ops), &expected);
+    }
+
+    fn compare(&self, name: &str, got: &[Vec<u32>], expected: &[Vec<u32>]) {
         for (i, contents) in self.buffers.iter().enumerate() {
             match contents {
-                Contents::Bits(_) => assert_eq!(got[i], expected[i], "{}: buffer {i}", self.name),
+                Contents::Bits(_) => assert_eq!(got[i], expected[i], "{name}: buffer {i}"),
                 Contents::Floats(_) => {
                     let floats = |words: &[u32]| words.iter().map(|word| f32::from_bits(*word)).collect::<Vec<_>>();
                     let (got, expected) = (floats(&got[i]), floats(&expected[i]));
                     let size = expected.iter().fold(1e-30f32, |size, value| size.max(value.abs()));
                     for (j, (a, b)) in got.iter().zip(&expected).enumerate() {
                         let close = (a - b).abs() <= self.tolerance * size;
-                        assert!(close, "{}: buffer {i}, element {j}: {a} on the GPU, {b} on the CPU, largest {size}", self.name);
+                        assert!(close, "{name}: buffer {i}, element {j}: {a} on the GPU, {b} on the CPU, largest {size}");
                     }
                 }
             }
@@ -127,6 +143,7 @@ fn matmul_agrees() {
         (500, 516, 20),
         (449, 451, 37),
     ];
+    let mut turn = 0;
     for (m, n, k) in sizes {
         for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
             for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
@@ -145,7 +162,9 @@ fn matmul_agrees() {
                         Dtype::Q8 | Dtype::Q4 => unreachable!("blocks have a test of their own"),
                     };
                     let c = case.floats(random.values(c_at + m * n + 3));
-                    case.check(&gpu, |ids| {
+                    // By turns, so that every form meets every layout and element type, and both kinds of offset.
+                    turn += usize::from(!accumulate);
+                    case.check_in(&[TILES[(turn + usize::from(accumulate)) % TILES.len()]], &gpu, |ids| {
                         vec![Op::MatMul {
                             a: at(ids, a, a_at),
                             b: at(ids, b, b_at),
@@ -162,6 +181,40 @@ fn matmul_agrees() {
             }
         }
     }
+}
+
+/// One case, because lavapipe takes seconds to compile the largest tile. In browsers, whose software adapter it is for,
+/// `tests/browser/node-module.test.mjs` runs it.
+#[test]
+fn a_product_in_the_largest_tile_agrees() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::from_env("a_product_in_the_largest_tile_agrees");
+    let (m, n, k) = (130, 67, 24);
+    let mut case = Case::new("matmul in the largest tile");
+    let (a, b, c) = (case.floats(random.values(m * k)), case.floats(random.values(n * k)), case.floats(random.values(m * n + 3)));
+    let sizes = [m, n, k].map(|len| len as u32);
+    case.check_in(&[Tile::Registers16], &gpu, |ids| {
+        let [m, n, k] = sizes;
+        let (a, b, c) = (at(ids, a, 0), at(ids, b, 0), at(ids, c, 0));
+        vec![Op::MatMul { a, b, c, m, n, k, layout: Layout::Nt, b_dtype: Dtype::F32, accumulate: true }]
+    });
+}
+
+#[test]
+fn a_device_is_measured_once_and_then_remembered() {
+    let Some(gpu) = gpu() else { return };
+    let start = std::time::Instant::now();
+    let now = || start.elapsed().as_secs_f64() * 1e3;
+    let mut known = Tunings::default();
+    assert!(pollster::block_on(gpu.tune(&mut known, &now)).unwrap(), "nothing is known of a new device");
+    println!("{:?} after {:.0} ms, kept as {}", gpu.tuning(), now(), known.to_json());
+    let found = gpu.tuning();
+    gpu.set_tuning(Tuning::always(Tile::Shared32));
+    let mut kept = Tunings::from_json(known.to_json().as_bytes());
+    let unused = || panic!("a remembered device is not measured");
+    assert!(!pollster::block_on(gpu.tune(&mut kept, &unused)).unwrap());
+    assert_eq!(gpu.tuning(), found);
+    assert!(gpu.memory().current_bytes < 1024, "the trial's buffers are gone");
 }
 
 /// `blocks` blocks of random integers; every fourth scale is a subnormal f16.
@@ -182,6 +235,7 @@ fn products_with_weights_in_blocks_agree() {
     let mut random = Random::from_env("products_with_weights_in_blocks_agree");
     // (rows of the activations, rows of the weight, columns of the weight: whole blocks, also an odd number of them).
     let sizes = [(1, 1, 32), (3, 5, 96), (1, 67, 64), (8, 70, 160), (33, 31, 32), (37, 66, 96), (130, 129, 224), (500, 516, 64)];
+    let mut turn = 0;
     for (rows, weight_rows, weight_cols) in sizes {
         for dtype in [Dtype::Q8, Dtype::Q4] {
             // y = x · Wᵀ, and the gradient dx = dy · W.
@@ -192,7 +246,8 @@ fn products_with_weights_in_blocks_agree() {
                     let blocks = (b_at + weight_rows * weight_cols) / 32;
                     let b = case.bits(random_blocks(&mut random, dtype, blocks));
                     let c = case.floats(random.values(rows * n + 3));
-                    case.check(&gpu, |ids| {
+                    turn += 1;
+                    case.check_in(&[TILES[turn % TILES.len()]], &gpu, |ids| {
                         vec![Op::MatMul {
                             a: at(ids, a, a_at),
                             b: at(ids, b, b_at),

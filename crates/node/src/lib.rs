@@ -5,6 +5,7 @@
 
 pub mod blobs;
 pub mod cache;
+pub mod device;
 pub mod events;
 mod gradients;
 pub mod meter;

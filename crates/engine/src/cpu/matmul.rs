@@ -1,4 +1,5 @@
-//! Matrix products: natively by [`super::tiles`]; what does not suit it, by the `gemm` crate, packed weights widened in panels.
+//! Matrix products: natively by [`super::tiles`], in browsers by [`super::gemm_wasm`]; natively the `gemm` crate does what does
+//! not suit the former. Packed weights that are not widened there are widened in panels here.
 
 use super::simd::{self, kernel};
 use super::slab::Packed;
@@ -9,6 +10,7 @@ use crate::op::Layout;
 /// Widened panels of a packed weight hold at most this many values (1 MiB: they stay in the second-level cache).
 const PANEL_ELEMENTS: usize = 1 << 18;
 /// Below this many multiplications a product runs on one thread.
+#[cfg(not(target_arch = "wasm32"))]
 const PARALLEL_PRODUCTS: usize = 1 << 17;
 
 /// Sizes of one product.
@@ -107,6 +109,13 @@ pub(super) fn strided(
     let last = |rows: usize, cols: usize, (row, col): (usize, usize)| (rows - 1) * row + (cols - 1) * col;
     assert!(last(m, n, c_strides) < c.len(), "the product fits its output");
     assert!(k == 0 || (last(m, k, a.1) < a.0.len() && last(k, n, b.1) < b.0.len()), "the operands hold the product");
+    #[cfg(target_arch = "wasm32")]
+    {
+        let _ = threads;
+        assert!(c_strides.1 == 1, "the rows of a result are contiguous");
+        super::gemm_wasm::gemm(a, b, c, c_strides.0, (m, n, k), accumulate);
+    }
+    #[cfg(not(target_arch = "wasm32"))]
     // SAFETY: the asserts above bound every element the strides reach; c is borrowed exclusively.
     unsafe {
         gemm::gemm(
@@ -136,10 +145,4 @@ pub(super) fn strided(
 #[cfg(not(target_arch = "wasm32"))]
 fn parallelism(products: usize, threads: bool) -> gemm::Parallelism {
     if !threads || products < PARALLEL_PRODUCTS { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) }
-}
-
-#[cfg(target_arch = "wasm32")]
-fn parallelism(_products: usize, _threads: bool) -> gemm::Parallelism {
-    let _ = PARALLEL_PRODUCTS;
-    gemm::Parallelism::None
 }

@@ -3,6 +3,7 @@
 mod attention;
 mod matmul;
 
+use super::tile::Tuning;
 use crate::op::{Activation, BufferId, Dtype, Op, Slice};
 
 /// Work that one submit may carry, in floating-point operations: 4·10⁹ take 80 ms on a phone's 50 GFLOP/s, and
@@ -65,13 +66,13 @@ pub struct Plan {
     pub scratch: Vec<usize>,
 }
 
-/// The kernels that perform `op`; none for an operation on nothing.
-pub fn plan(op: &Op) -> Plan {
+/// The kernels that perform `op`, products in the forms of `tuning`; none for an operation on nothing.
+pub fn plan(op: &Op, tuning: Tuning) -> Plan {
     match *op {
         Op::Fill { dst, value, len } => elements("fill", vec![at(dst, len)], len, &[value.to_bits()]),
         Op::Copy { src, dst, len } => elements("copy", vec![at(src, len), at(dst, len)], len, &[]),
         Op::MatMul { a, b, c, m, n, k, layout, b_dtype, accumulate } => {
-            matmul::plan(a, b, c, matmul::Shape { m, n, k, layout, b_dtype, accumulate })
+            matmul::plan(a, b, c, matmul::Shape { m, n, k, layout, b_dtype, accumulate }, tuning)
         }
         Op::AddBias { y, bias, rows, cols } => {
             elements("add_bias", vec![at(bias, cols), at(y, rows * cols)], rows * cols, &[cols])
@@ -361,6 +362,7 @@ fn set_cost(plan: &mut Plan, cost: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::tile::Tile;
     use crate::op::Layout;
 
     #[test]
@@ -376,9 +378,11 @@ mod tests {
         let slice = Slice { buffer: BufferId(0), offset: 0 };
         let (m, n, k) = (4096, 4096, 1024);
         let op = Op::MatMul { a: slice, b: slice, c: slice, m, n, k, layout: Layout::Nt, b_dtype: Dtype::F32, accumulate: false };
-        let plan = plan(&op);
-        assert!(plan.dispatches.len() > 1);
-        assert!(plan.dispatches.iter().all(|dispatch| dispatch.cost <= SUBMIT_COST));
-        assert_eq!(plan.dispatches.iter().map(|dispatch| dispatch.params[0]).sum::<u32>(), m);
+        for tile in Tile::ALL {
+            let plan = plan(&op, Tuning::always(tile));
+            assert!(plan.dispatches.len() > 1);
+            assert!(plan.dispatches.iter().all(|dispatch| dispatch.cost <= SUBMIT_COST));
+            assert_eq!(plan.dispatches.iter().map(|dispatch| dispatch.params[0]).sum::<u32>(), m);
+        }
     }
 }

@@ -1,0 +1,20 @@
+//! The back end of the commands that compute here: a graphics card's kernels are tuned once, and remembered in the data
+//! folder.
+
+use anyhow::{Context, Result};
+use barycenter_engine::{BackendChoice, Device};
+use barycenter_node::device::open_device;
+use barycenter_node::storage::{MemoryStorage, Storage};
+use barycenter_node_native::files::FolderStorage;
+
+/// Opens the back end that was asked for.
+pub async fn create_backend(choice: BackendChoice) -> Result<Device> {
+    let storage: Box<dyn Storage> = if choice == BackendChoice::Cpu {
+        // Nothing is tuned, so nothing needs to be kept.
+        Box::new(MemoryStorage::default())
+    } else {
+        let folder = barycenter_server::DataDir::default_path().join("device");
+        Box::new(FolderStorage::new(&folder).with_context(|| format!("the folder {} cannot be used", folder.display()))?)
+    };
+    Ok(open_device(choice, storage.as_ref()).await?)
+}
