@@ -14,22 +14,17 @@ import torch.nn.functional as F
 class SideOptions:
     width: int = 48
     heads: int = 12
-    head_size: int = 0  # 0: width / heads
-    ff: int = 0  # 0: 4 · width
     layers: str = 'attention'  # attention | bottleneck (no attention) | none
-    attention_from: int = 0  # side layers before this one have no attention
     norm: str = 'post'  # post | pre
-    fusion: str = 'gate'  # gate | sum | last (no fusion: every layer reads only the mix of all taps)
+    fusion: str = 'gate'  # gate | sum
     temperature: float = 0.1
     dropout: float = 0.0
-    tap_dropout: float = 0.0
-    start: str = 'random'  # D_i: random | identity (of stored principal components)
+    start: str = 'random'  # D_i: random | identity (stored components) | components (of stored taps, by `start_from`)
     every: int = 1  # every n-th tap, counted from the last
     out: str = 'last'  # what the head reads beside the side network: last (b_L) | mix (softmax-weighted taps)
     head: str = 'cls'  # cls | mean | pair
     head_dropout: float = 0.0
     head_hidden: int = 0  # 0: one linear layer
-    cross: str = 'full'  # full | half (half of the heads see only the other sentence)
     direct: bool = False  # the head also reads the mean and the maximum of the side state over tokens
     align: bool = False  # side state starts with each token's best cosine in the other sentence, per tap
     match: bool = False  # last block compares every token with what it attends to in the other sentence
@@ -42,25 +37,25 @@ def linear_weight(inner, outer, count=0):
 
 
 class Attention(nn.Module):
-    def __init__(self, width, heads, head_size, dropout):
+    def __init__(self, width, heads):
         super().__init__()
-        self.heads, self.inner, self.dropout = heads, heads * head_size, dropout
-        self.qkv = nn.Linear(width, 3 * self.inner)
-        self.out = nn.Linear(self.inner, width)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x, mask):
         b, t, _ = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(b, t, self.inner))
+        return self.out(y.transpose(1, 2).reshape(b, t, -1))
 
 
 class SideLayer(nn.Module):
-    def __init__(self, o, attention):
+    def __init__(self, o):
         super().__init__()
-        r, ff = o.width, o.ff or 4 * o.width
+        r, ff, attention = o.width, 4 * o.width, o.layers == 'attention'
         self.pre = o.norm == 'pre'
-        self.attention = Attention(r, o.heads, o.head_size or r // o.heads, o.dropout) if attention else None
+        self.attention = Attention(r, o.heads) if attention else None
         self.norm1 = nn.LayerNorm(r) if attention else None
         self.up, self.down, self.norm2 = nn.Linear(r, ff), nn.Linear(ff, r), nn.LayerNorm(r)
         self.drop = nn.Dropout(o.dropout)
@@ -77,20 +72,19 @@ class SideLayer(nn.Module):
 
 
 class Match(nn.Module):
-    """Soft alignment: y_t = x_t + MLP([|x_t − m_t|, x_t ∘ m_t]), m_t what token t attends to in the other sentence."""
+    """Soft alignment: y_t = x_t + MLP([|n_t − m_t|, n_t ∘ m_t]), n = norm(x), m_t the mean of n that token t attends to in the other sentence."""
 
-    def __init__(self, r, inner):
+    def __init__(self, r):
         super().__init__()
         self.norm = nn.LayerNorm(r)
-        self.query = nn.Linear(r, inner, bias=False)
-        self.key = self.query  # tied: starts as a similarity
+        self.query = nn.Linear(r, r, bias=False)  # of queries and keys: scores start as a similarity
         self.mix = nn.Sequential(nn.Linear(2 * r, 2 * r), nn.GELU(), nn.Linear(2 * r, r))
         self.sharp = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x, other):
         y = self.norm(x)
-        q, k = F.normalize(self.query(y), dim=-1), F.normalize(self.key(y), dim=-1)
-        score = (q @ k.transpose(1, 2)) * self.sharp.exp()
+        q = F.normalize(self.query(y), dim=-1)
+        score = (q @ q.transpose(1, 2)) * self.sharp.exp()
         m = score.masked_fill(~other, -1e4).softmax(-1) @ y
         return x + self.mix(torch.cat([(y - m).abs(), y * m], -1))
 
@@ -108,21 +102,26 @@ class Side(nn.Module):
                 self.down.data.zero_()[:, range(min(stored, r)), range(min(stored, r))] = 1
             self.down_bias = nn.Parameter(torch.zeros(n, 1, r))
             self.gate = nn.Parameter(torch.zeros(n - 1))
-            with_attention = lambda i: o.layers == 'attention' and i >= o.attention_from
-            self.layers = nn.ModuleList(SideLayer(o, with_attention(i)) for i in range(n - 1))
-            self.match = Match(r, r) if o.match else None
+            self.layers = nn.ModuleList(SideLayer(o) for _ in range(n - 1))
+            self.match = Match(r) if o.match else None
             self.norm = nn.LayerNorm(r)
             self.up = nn.Linear(r, d)
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
         self.mix = nn.Parameter(torch.zeros(n)) if o.out == 'mix' else None
-        features = 4 * d if o.head == 'pair4' else 2 * d if o.head == 'pair' else d
+        features = 2 * d if o.head == 'pair' else d
         features += 2 * o.width if o.direct else 0
         if o.align:
             self.from_best = nn.Linear(n, o.width)
         hidden = o.head_hidden
         self.head_drop = nn.Dropout(o.head_dropout)
         self.head = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, classes)) if hidden else nn.Linear(features, classes)
+
+    @torch.no_grad()
+    def start_from(self, mean, basis):
+        """D_i := the principal components of tap i: mean [taps, 1, d], basis [taps, d, width]."""
+        self.down.copy_(basis[self.taps])
+        self.down_bias.copy_(-(mean @ basis)[self.taps])
 
     def forward(self, x, pooled, sentence):
         """x: [taps, batch, T, stored width]; pooled: [taps, batch, 4, d] (cache.POOLS); sentence: [batch, T], −1 where padded."""
@@ -135,14 +134,8 @@ class Side(nn.Module):
         if o.layers == 'none':
             delta = None
         else:
-            if o.tap_dropout and self.training:
-                x = F.dropout(x, o.tap_dropout)
             z = torch.baddbmm(self.down_bias, x.reshape(n, b * t, d), self.down).view(n, b, t, -1)
             mask = real[:, None, None, :].expand(b, 1, t, t)
-            if o.cross == 'half':
-                other = ((sentence[:, None, :] != sentence[:, :, None]) & real[:, None, :]) | ~real[:, :, None] & True
-                first = mask.expand(b, o.heads - o.heads // 2, t, t)
-                mask = torch.cat([first, other[:, None].expand(b, o.heads // 2, t, t)], 1)
             other = (sentence[:, None, :] != sentence[:, :, None]) & real[:, None, :]
             a = z[0]
             if o.align:
@@ -184,6 +177,4 @@ class Side(nn.Module):
         if self.o.head == 'mean':
             return out(1, 'mean')
         u, v = out(2, 'first'), out(3, 'second')
-        if self.o.head == 'pair4':
-            return torch.cat([u, v, (u - v).abs(), u * v], -1)
         return torch.cat([(u - v).abs(), u * v], -1)

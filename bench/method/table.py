@@ -11,7 +11,7 @@ import statistics
 
 import torch
 
-from cache import bytes_per_sample, pool, principal_components, project, stored_as
+from cache import pool, principal_components, project, stored_as
 from data import read_rows, tokenise
 from rows import ROWS
 from side import Side
@@ -78,6 +78,8 @@ def main():
         for seed in range(a.seeds):
             torch.manual_seed(seed)
             model = Side(row.side, n, stored, d)
+            if row.side.start == 'components':
+                model.start_from(*principal_components(train, row.side.width))
             history, seconds = fit(model, train, validation, row.training, seed)
             last.append(history[-1])
             tested.append(evaluate(model, test))

@@ -15,10 +15,7 @@ class TrainOptions:
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip: float = 1.0
-    label_smoothing: float = 0.0
     average: float = 0.0  # decay of the moving average of the weights, 0: none
-    head_rate: float = 1.0
-    swap: bool = False
 
 
 def batches(lengths, size, rng):
@@ -34,6 +31,7 @@ def batches(lengths, size, rng):
 
 
 def gather(taps, rows):
+    """Padded taps, what else the model reads (pooled taps, or each token's scale where none are kept), sentences, labels."""
     length = taps.length[rows]
     longest = int(length.max())
     at = torch.arange(longest)
@@ -41,7 +39,8 @@ def gather(taps, rows):
     real = at < length[:, None]
     x = taps.scaled[:, where.view(-1)].float().view(taps.scaled.shape[0], len(rows), longest, -1)
     sentence = torch.where(real, taps.sentence[where], -1)
-    return x, taps.pooled[:, rows], sentence, taps.label[rows]
+    beside = taps.rms[:, where] if taps.pooled is None else taps.pooled[:, rows]
+    return x, beside, sentence, taps.label[rows]
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def evaluate(model, taps, batch=64):
     return 100 * right / len(order), loss / len(order)
 
 
-def fit(model, train, validation, o, seed, report=None):
+def fit(model, train, validation, o, seed):
     """Trains in place; returns validation (accuracy, loss) of every epoch and seconds per epoch."""
     rng = random.Random(seed)
     lengths = train.length.tolist()
@@ -75,9 +74,7 @@ def fit(model, train, validation, o, seed, report=None):
             for group in optimiser.param_groups:
                 group['lr'] = rate
             x, r, s, y = gather(train, torch.tensor(rows))
-            if o.swap and rng.random() < 0.5:
-                s = torch.where(s >= 0, 1 - s, s)
-            loss = F.cross_entropy(model(x, r, s), y, label_smoothing=o.label_smoothing)
+            loss = F.cross_entropy(model(x, r, s), y)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, o.clip)
