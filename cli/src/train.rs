@@ -3,6 +3,9 @@
 mod data;
 pub(crate) mod full;
 mod parallel;
+mod sentences;
+mod seq2seq;
+mod tasks;
 mod tuned;
 
 use crate::backend::create_backend;
@@ -23,6 +26,7 @@ use data::{Data, Task};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use sentences::SentenceOptions;
 use tuned::Cache;
 
 /// Cache entries of a sample: one per tap.
@@ -76,9 +80,12 @@ pub struct Options {
     /// LoRA and adapters: train in the last so many layers only.
     #[arg(long)]
     last_layers: Option<usize>,
-    /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output.
-    #[arg(long, default_value = "none")]
-    cache: Cache,
+    /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none).
+    /// Parallel adapters keep every layer's output, as f16; of encoders and encoder-decoder models it may be none.
+    #[arg(long)]
+    cache: Option<Cache>,
+    #[command(flatten)]
+    sentences: SentenceOptions,
     /// Held-out rows (default: every tenth row, by seed).
     #[arg(long)]
     held_out: Option<PathBuf>,
@@ -130,9 +137,11 @@ impl<'a> Job<'a> {
         let device = create_backend(options.device.into()).await?;
         println!("{}: {}", device.info().description, device.info().reason);
         let model = Model::open(&options.model)?;
-        let config = model.config.clone();
-        Backbone::check_decoder(&config)?;
-        let data = Data::read(options, &model, config.max_positions)?;
+        let data = Data::read(options, &model, model.config.max_positions)?;
+        let config = match &data.goal {
+            Some(goal) => tasks::with_head(&model, goal)?,
+            None => model.config.clone(),
+        };
         let spec = spec(options, &model, &data)?;
         Ok(Self { options, device, config, data, spec, model })
     }
@@ -179,6 +188,10 @@ impl<'a> Job<'a> {
 pub fn run(options: &Options) -> Result<ExitCode> {
     pollster::block_on(async {
         let job = Job::open(options).await?;
+        if !job.config.is_decoder_only() {
+            tasks::run(&job).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         match options.method {
             Method::ParallelAdapter => parallel::run(&job).await?,
             Method::Lora | Method::Adapters => tuned::run(&job).await?,
@@ -208,7 +221,7 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
         dataset_hash: String::new(),
         train_samples: data.train as u32,
         held_out_samples: (data.samples.len() - data.train) as u32,
-        sample_sizes: data.samples.iter().map(|s| SampleSize { tokens: s.ids.len() as u32, labels: s.labels.len() as u32 }).collect(),
+        sample_sizes: data.samples.iter().map(|s| SampleSize { tokens: s.sequence.ids.len() as u32, labels: s.sequence.labels.len() as u32 }).collect(),
         layers: model.config.layers as u32,
         reduction: options.reduction.or(recommended.reduction).unwrap_or(8),
         batch,

@@ -9,7 +9,7 @@ use barycenter_protocol::plan::ModelCost;
 pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, String> {
     if !config.is_decoder_only() {
         let family = config.family.model_type();
-        return Err(format!("models of the family `{family}` cannot be trained yet: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2"));
+        return Err(format!("models of the family `{family}` are trained on one computer (`barycenter train`), not by the swarm yet: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2"));
     }
     let k = reduction as usize;
     let divides = |size: usize| k > 0 && size.is_multiple_of(k);

@@ -1,13 +1,15 @@
 //! The rows a run trains on, in tokens, and the questions that are asked before and after.
 
-use super::Options;
+use super::{Options, sentences, seq2seq};
 use anyhow::{Context, Result, ensure};
+use barycenter_engine::Sample;
 use barycenter_engine::packed::Sequence;
 use barycenter_model::dataset::{
-    Chat, DataFormat, Row, Tokenised, TooLong, pack_windows, read_chats, read_rows, split_held_out, tokenise, tokenise_chats,
+    Chat, DataFormat, Goal, Row, Tokenised, TooLong, pack_windows, read_chats, read_rows, split_held_out, tokenise, tokenise_chats,
 };
 use crate::model::Model;
-use barycenter_model::{ChatTemplate, TextTokenizer, TokenSample};
+use barycenter_model::{ChatTemplate, ModelConfig, TextTokenizer, TokenSample};
+use clap::ValueEnum;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,7 +21,8 @@ const TEXT_WINDOW_TOKENS: usize = 512;
 /// What the rows are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Task {
-    /// `messages` rows are chats, .txt files are text, anything else is prompts.
+    /// Of decoders: `messages` rows are chats, .txt files are text, anything else is prompts. Encoders classify,
+    /// encoder-decoder models learn targets.
     Auto,
     /// Prompt and response; the response is learnt.
     Prompt,
@@ -27,14 +30,43 @@ pub enum Task {
     Chat,
     /// Plain text, cut into windows and learnt throughout.
     Text,
+    /// One sentence or two with the name of a class (encoders).
+    Classify,
+    /// One sentence or two with a number (encoders).
+    Regress,
+    /// Source and target; the target is learnt (encoder-decoder models).
+    Seq2seq,
+}
+
+impl Task {
+    /// The task for a kind of model.
+    ///
+    /// # Errors
+    /// If the model is not made for the task asked for.
+    fn for_model(self, config: &ModelConfig) -> Result<Self> {
+        let (kind, tasks, usual) = match (&config.encoder, config.causal) {
+            (Some(_), _) => ("an encoder-decoder model", &[Self::Seq2seq][..], Self::Seq2seq),
+            (None, false) => ("an encoder", &[Self::Classify, Self::Regress][..], Self::Classify),
+            (None, true) => ("a decoder", &[Self::Prompt, Self::Chat, Self::Text][..], Self::Auto),
+        };
+        if self == Self::Auto {
+            return Ok(usual);
+        }
+        let name = |task: &Self| task.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
+        let names: Vec<String> = tasks.iter().map(name).collect();
+        ensure!(tasks.contains(&self), "--task {} is not for {kind} such as this {}: choose --task {}", name(&self), config.family.model_type(), names.join(" or "));
+        Ok(self)
+    }
 }
 
 /// Samples and questions: training samples first.
 pub(crate) struct Data {
-    pub(crate) samples: Vec<Sequence>,
+    pub(crate) samples: Vec<Sample>,
     pub(crate) train: usize,
     /// One for each held-out sample that has a question; plain text has none.
     pub(crate) questions: Vec<Question>,
+    /// What labels of sentences are; other tasks have none.
+    pub(crate) goal: Option<Goal>,
 }
 
 /// A held-out prompt.
@@ -48,10 +80,10 @@ pub(crate) struct Question {
 }
 
 /// A file's bytes with the name used in messages.
-struct DataFile {
-    name: String,
-    bytes: Vec<u8>,
-    format: DataFormat,
+pub(super) struct DataFile {
+    pub(super) name: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) format: DataFormat,
 }
 
 impl DataFile {
@@ -84,12 +116,14 @@ impl Data {
         let file = DataFile::read(&options.data)?;
         let held_out = options.held_out.as_deref().map(DataFile::read).transpose()?;
         let seed = options.seed.unwrap_or(1);
-        let mut data = match file.task(options.task) {
+        let mut data = match file.task(options.task.for_model(&model.config)?) {
             Task::Chat => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
                 Self::chats(&file, held_out.as_ref(), &ChatTemplate::from_folder(&model.path, now)?, tokenizer, context, seed)?
             }
             Task::Text => Self::text(&file, held_out.as_ref(), tokenizer, context, seed)?,
+            task @ (Task::Classify | Task::Regress) => sentences::read(options, &file, held_out.as_ref(), tokenizer, task, context)?,
+            Task::Seq2seq => seq2seq::read(&file, held_out.as_ref(), tokenizer, &model.config, context, seed)?,
             Task::Auto | Task::Prompt => Self::prompts(&file, held_out.as_ref(), tokenizer, context, seed)?,
         };
         ensure!(data.train > 0, "{} has no training rows", options.data.display());
@@ -136,8 +170,8 @@ impl Data {
         tokenise: impl Fn(&[R]) -> Result<Tokenised, barycenter_model::dataset::DataError>,
         question: impl Fn(&R) -> Result<Option<Question>>,
     ) -> Result<Self> {
-        let sequence = |sample: TokenSample| Sequence { ids: sample.ids, labels: sample.labels };
-        let mut data = Self { samples: Vec::new(), train: 0, questions: Vec::new() };
+        let sequence = |sample: TokenSample| Sample::from(Sequence { ids: sample.ids, labels: sample.labels });
+        let mut data = Self { samples: Vec::new(), train: 0, questions: Vec::new(), goal: None };
         if !train.is_empty() {
             data.samples.extend(tokenise(train)?.samples.into_iter().map(sequence));
         }
@@ -151,6 +185,11 @@ impl Data {
         }
         Ok(data)
     }
+}
+
+/// About a tenth of rows that are no [`Row`]s, by seed: (training, held out).
+pub(super) fn split_rows<R: Clone>(rows: Vec<R>, held_out: Option<Vec<R>>, seed: u64, as_row: impl Fn(&R) -> Row) -> (Vec<R>, Vec<R>) {
+    split(rows, held_out, |rows| split_held_out(&rows.iter().map(&as_row).collect::<Vec<_>>(), HELD_OUT_FRACTION, seed))
 }
 
 /// (training, held out): the second file's rows, or those that `choose` takes out of the first.

@@ -7,7 +7,9 @@ use barycenter_core::order::SampleOrder;
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::train_full::FullTrainer;
-use serde_json::json;
+use barycenter_model::RawTensor;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -31,7 +33,7 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
         let steps = order.epoch(epoch);
         let (mut loss, mut labels) = (0.0, 0);
         for step in 0..steps.steps() {
-            let batch = MicroBatch::pack(steps.mini_batch(step).iter().map(|slotted| &data.samples[slotted.sample.0 as usize]));
+            let batch = MicroBatch::of(steps.mini_batch(step).iter().map(|slotted| &data.samples[slotted.sample.0 as usize]));
             let count = batch.classes.len();
             loss += f64::from(trainer.step(&[batch], &no_yield()).await?.loss) * count as f64;
             labels += count;
@@ -46,13 +48,7 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
     println!("held-out exact match: after {:.1} %", 100.0 * right);
     job.print_example("", &example);
     if let Some(folder) = &options.out {
-        write_result("model", folder, "model.safetensors", &trainer.weights().await?, "config.json", &full_config(path)?)?;
-        for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"] {
-            let from = path.join(name);
-            if from.is_file() {
-                std::fs::copy(&from, folder.join(name)).with_context(|| format!("{} cannot be copied", from.display()))?;
-            }
-        }
+        write_model(path, folder, &trainer.weights().await?, &full_config(path)?)?;
     }
     if let Some(path) = &options.json {
         write_json(path, &json!({ "method": "full", "epochs": epochs, "peak_memory_bytes": peak, "eval": { "after": right } }))?;
@@ -60,15 +56,27 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Writes a model folder: weights, config, and beside them what the base model's folder has for texts.
+pub(super) fn write_model(base: &Path, folder: &Path, weights: &BTreeMap<String, RawTensor>, config: &Value) -> Result<()> {
+    write_result("model", folder, "model.safetensors", weights, "config.json", &serde_json::to_string_pretty(config)?)?;
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"] {
+        let from = base.join(name);
+        if from.is_file() {
+            std::fs::copy(&from, folder.join(name)).with_context(|| format!("{} cannot be copied", from.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// The model's `config.json`, saying that weights are f32 now.
-fn full_config(model: &Path) -> Result<String> {
+pub(super) fn full_config(model: &Path) -> Result<Value> {
     let path = model.join("config.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut config: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    let mut config: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     for key in ["dtype", "torch_dtype"] {
         if config.get(key).is_some() {
             config[key] = "float32".into();
         }
     }
-    Ok(serde_json::to_string_pretty(&config)?)
+    Ok(config)
 }

@@ -47,7 +47,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         let (mut epoch_loss, mut epoch_labels, mut backbone_seconds) = (0.0, 0u64, 0.0);
         for step in 0..epoch_order.steps() {
             let ids: Vec<SampleId> = epoch_order.mini_batch(step).iter().map(|slotted| slotted.sample).collect();
-            let batch = MicroBatch::pack(ids.iter().map(|id| &data.samples[id.0 as usize]));
+            let batch = MicroBatch::of(ids.iter().map(|id| &data.samples[id.0 as usize]));
             let labels = batch.classes.len();
             let factor = 1.0 / labels as f32;
             let loss_sum = if epoch == 0 {
@@ -72,7 +72,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         let seconds = began.elapsed().as_secs_f64();
         if epoch == 0 {
             for id in data.train..total {
-                let batch = MicroBatch::pack([&data.samples[id]]);
+                let batch = MicroBatch::of([&data.samples[id]]);
                 let output = runtime.forward(0, ForwardPass { batch: &batch, input: None, forward_only: true, cache: true, loss_factor: 0.0 }).await?;
                 cache[id] = output.entries.into_iter().next().unwrap_or_default();
             }
@@ -117,7 +117,7 @@ async fn evaluate(runtime: &mut StageRuntime, data: &Data, cache: &[Entries], ba
     let (mut sum, mut labels) = (0.0, 0);
     let ids: Vec<usize> = (data.train..data.samples.len()).collect();
     for chunk in ids.chunks(batch) {
-        let packed = MicroBatch::pack(chunk.iter().map(|&id| &data.samples[id]));
+        let packed = MicroBatch::of(chunk.iter().map(|&id| &data.samples[id]));
         let entries: Vec<&Entries> = chunk.iter().map(|&id| &cache[id]).collect();
         sum += runtime.train_cached(&packed, &entries, 0.0, false).await?;
         labels += packed.classes.len();

@@ -9,6 +9,7 @@ use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, lora_modules, lora_s
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::tune::{BoundaryDtype, Inserts, Tuner};
+use barycenter_model::{ModelConfig, names};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -28,7 +29,7 @@ pub enum Cache {
 }
 
 impl Cache {
-    fn dtype(self) -> Option<BoundaryDtype> {
+    pub(super) fn dtype(self) -> Option<BoundaryDtype> {
         match self {
             Self::None => None,
             Self::F16 => Some(BoundaryDtype::F16),
@@ -47,13 +48,13 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let mut tuner = Tuner::load(device, config, &mut weights, inserts, job.training(LEARNING_RATE))?;
     let (before, example_base) = job.answers(&tuner.model, None).await?;
     device.reset_peak();
-    let dtype = options.cache.dtype();
+    let dtype = options.cache.unwrap_or(Cache::None).dtype();
     let mut cache: Vec<Vec<u8>> = Vec::new();
     let (mut fill_seconds, mut fill_peak) = (0.0, 0);
     if let Some(dtype) = dtype {
         let began = Instant::now();
         for sample in data.samples.chunks(spec.batch as usize) {
-            cache.extend(tuner.boundary(&MicroBatch::pack(sample), dtype, &no_yield()).await?);
+            cache.extend(tuner.boundary(&MicroBatch::of(sample), dtype, &no_yield()).await?);
         }
         fill_seconds = began.elapsed().as_secs_f64();
         fill_peak = device.memory().peak_bytes;
@@ -70,7 +71,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         let (mut sum, mut labels) = (0.0, 0);
         for step in 0..epoch_order.steps() {
             let ids: Vec<usize> = epoch_order.mini_batch(step).iter().map(|slotted| slotted.sample.0 as usize).collect();
-            let batch = MicroBatch::pack(ids.iter().map(|&id| &data.samples[id]));
+            let batch = MicroBatch::of(ids.iter().map(|&id| &data.samples[id]));
             let entries = entries(&ids);
             let loss = tuner.step(&batch, dtype.map(|dtype| (entries.as_slice(), dtype)), &no_yield()).await?.loss;
             losses.push(loss);
@@ -81,7 +82,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         let (mut held_out, mut held_out_labels) = (0.0, 0);
         let ids: Vec<usize> = (data.train..data.samples.len()).collect();
         for ids in ids.chunks(spec.batch as usize) {
-            let batch = MicroBatch::pack(ids.iter().map(|&id| &data.samples[id]));
+            let batch = MicroBatch::of(ids.iter().map(|&id| &data.samples[id]));
             let entries = entries(ids);
             held_out += tuner.loss(&batch, dtype.map(|dtype| (entries.as_slice(), dtype)), None, &no_yield()).await?;
             held_out_labels += batch.classes.len();
@@ -99,7 +100,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
 
     let tensors = tuner.tensors().await?;
     let adapter = match &tuner.inserts {
-        Inserts::Lora(lora) => PeftConfig::write(&lora.config, &options.model.display().to_string(), config.family.table().transposed),
+        Inserts::Lora(lora) => PeftConfig::write(&lora.config, &options.model.display().to_string(), config),
         Inserts::Bottlenecks(adapters) => serde_json::to_string_pretty(&json!({
             "method": "adapters", "version": 1, "reduction": adapters.config.reduction,
             "layers": adapters.config.layers.clone().collect::<Vec<_>>(), "base_model": options.model.display().to_string()
@@ -123,12 +124,17 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
 }
 
 /// What is trained, from the options.
-fn inserts(job: &Job<'_>) -> Result<Inserts> {
+pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
     let Job { options, device, config, spec, .. } = job;
+    let two_stacks = config.encoder.is_some();
+    ensure!(!two_stacks || (options.last_layers.is_none() && options.cache.is_none_or(|cache| cache == Cache::None)), "--last-layers and --cache are for models of one stack: this {} has an encoder and a decoder", config.family.model_type());
     let last = options.last_layers.unwrap_or(config.layers);
     ensure!((1..=config.layers).contains(&last), "--last-layers {last} must be 1 to {}, the layers of the model", config.layers);
-    ensure!(options.cache == Cache::None || last < config.layers || options.resume_adapter.is_some(), "--cache needs --last-layers below {}: with all layers trained there is no frozen prefix", config.layers);
-    let layers = config.layers - last..config.layers;
+    ensure!(options.cache.is_none_or(|cache| cache == Cache::None) || last < config.layers || options.resume_adapter.is_some(), "--cache needs --last-layers below {}: with all layers trained there is no frozen prefix", config.layers);
+    let layers = match &config.encoder {
+        Some(encoder) => 0..config.layers.max(encoder.layers),
+        None => config.layers - last..config.layers,
+    };
     if options.method == Method::Adapters {
         ensure!(options.resume_adapter.is_none(), "--resume-adapter goes on from a LoRA adapter: use it with --method lora");
         let adapters = BottleneckConfig { reduction: options.reduction.map_or(8, |reduction| reduction as usize), layers };
@@ -148,9 +154,17 @@ fn inserts(job: &Job<'_>) -> Result<Inserts> {
     };
     if lora.targets.iter().any(|target| target == "all-linear") {
         // PEFT does not know the word beside chosen layers: its file gets the names.
-        let names: BTreeSet<String> = lora_modules(config, &lora)?.iter().filter_map(|module| Some(module.name.rsplit('.').next()?.to_string())).collect();
+        let names: BTreeSet<String> = lora_modules(config, &lora)?.iter().map(|module| target_name(config, &module.name)).collect();
         lora.targets = names.into_iter().collect();
     }
     let start = lora_start(config, &lora, spec.seed)?;
     Ok(Inserts::Lora(Lora::new(device, config, &lora, |name| start.get(name).cloned())?))
+}
+
+/// The end of a linear layer's name that PEFT knows it by, and no part of the head (BERT's pooler has a `dense` too).
+fn target_name(config: &ModelConfig, module: &str) -> String {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    let head: Vec<String> = names::classifier(config).into_iter().filter_map(|parameter| Some(parameter.name.strip_suffix(".weight")?.to_string())).collect();
+    let is_head = head.iter().any(|name| name.rsplit('.').next() == Some(last));
+    if is_head { module.to_string() } else { last.to_string() }
 }

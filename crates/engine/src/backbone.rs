@@ -14,12 +14,12 @@ pub use weights::{SHARD_BYTES, upload, upload_f32};
 use crate::EngineError;
 use crate::packed::{DeviceBatch, cross_attention};
 use crate::params::ParameterSet;
-use crate::tape::{Tape, Var};
+use crate::tape::{AttentionContext, Tape, Var, YieldHook};
 use crate::tensor::{Device, Tensor};
 use barycenter_model::names::{self, Parts};
 use barycenter_model::{ModelConfig, TensorSource};
 use positions::bias_by_distance;
-use source::{Frozen, ParameterSource};
+use source::{Frozen, ParameterSource, PartlyTrained};
 use std::ops::Range;
 
 /// Contiguous layers of a stack, with the embedding on the first stage and norm and head on the last. Of an
@@ -55,6 +55,32 @@ impl Backbone {
             names::check_tied_head(config, source)?;
         }
         Self::build(device, config, &mut Frozen { device, source }, parts)
+    }
+
+    /// [`Backbone::load`] with the parameters that `trained` names as its trained leaves.
+    pub fn load_with(
+        device: &Device,
+        config: &ModelConfig,
+        source: &mut dyn TensorSource,
+        parts: &Parts,
+        trained: &ParameterSet,
+    ) -> Result<Self, EngineError> {
+        names::check(config, parts, source)?;
+        Self::build(device, config, &mut PartlyTrained { trained, frozen: Frozen { device, source } }, parts)
+    }
+
+    /// [`Backbone::load_with`] where something is trained, else [`Backbone::load`].
+    pub fn load_partly(
+        device: &Device,
+        config: &ModelConfig,
+        source: &mut dyn TensorSource,
+        parts: &Parts,
+        trained: Option<&ParameterSet>,
+    ) -> Result<Self, EngineError> {
+        match trained {
+            Some(trained) => Self::load_with(device, config, source, parts, trained),
+            None => Self::load(device, config, source, parts),
+        }
     }
 
     /// The whole model with every weight a trained leaf of `parameters` (named as in the weight file).
@@ -115,13 +141,7 @@ impl Backbone {
 
     /// Applies the stage's `index`-th layer, which may attend to an encoder's output.
     pub fn layer_across(&self, tape: &Tape, index: usize, x: &Var, batch: &DeviceBatch, memory: Option<&Memory>) -> Result<Var, EngineError> {
-        let mut context = batch.attention(&self.config, self.range.start + index);
-        if let Some(table) = &self.relative_bias
-            && let Some((bias, zero)) = bias_by_distance(tape, &self.config, table, batch.longest)
-        {
-            context.shape.bias_zero = zero;
-            context.bias = Some(bias);
-        }
+        let context = self_attention(tape, &self.config, self.relative_bias.as_ref(), batch, self.range.start + index);
         self.apply(tape, index, x, &batch.positions, &mut OwnKeys(context), memory)
     }
 
@@ -151,11 +171,58 @@ impl Backbone {
         for index in 0..encoder.layers.len() {
             x = encoder.layer(tape, index, &x, encoder_batch)?;
         }
-        let hidden = encoder.head.as_ref().ok_or_else(missing)?.normed(tape, &x);
-        Ok(Memory { hidden, context: cross_attention(&self.config, batch, encoder_batch) })
+        self.remember(tape, &x, encoder_batch, batch)
     }
 
-    /// Refuses a model that can be verified, but not trained or decoded.
+    /// The memory made of what leaves the encoder's last layer.
+    pub(crate) fn remember(&self, tape: &Tape, encoded: &Var, encoder_batch: &DeviceBatch, batch: &DeviceBatch) -> Result<Memory, EngineError> {
+        let head = self.encoder.as_ref().and_then(|encoder| encoder.head.as_ref());
+        let head = head.ok_or_else(|| EngineError::BadStage("it holds no encoder".into()))?;
+        Ok(Memory { hidden: head.normed(tape, encoded), context: cross_attention(&self.config, batch, encoder_batch) })
+    }
+
+    /// The head.
+    ///
+    /// # Errors
+    /// If it is not held, or the model has none.
+    pub fn whole_head(&self) -> Result<&Head, EngineError> {
+        let head = self.head.as_ref().filter(|head| !head.shards.is_empty());
+        head.ok_or_else(|| EngineError::BadStage("it holds no head".into()))
+    }
+
+    /// What the decoder's layers attend to, of a batch that comes with what its encoder reads; `None` of a single stack.
+    ///
+    /// # Errors
+    /// If the model has an encoder and the batch nothing for it.
+    pub fn memory(&self, tape: &Tape, batch: &DeviceBatch) -> Result<Option<Memory>, EngineError> {
+        if self.encoder.is_none() {
+            return Ok(None);
+        }
+        let source = batch.encoder.as_ref().ok_or_else(|| EngineError::BadBatch("it has nothing for the model's encoder to read".into()))?;
+        self.encode(tape, source, batch).map(Some)
+    }
+
+    /// Hidden states `[tokens, width]` behind the last layer held, from token ids or from `start`, the rows that enter the
+    /// layer held with that index. Others get a turn after each layer.
+    ///
+    /// # Errors
+    /// If there is no start and the embedding is not held; those of [`Backbone::memory`].
+    pub async fn run(&self, tape: &Tape, batch: &DeviceBatch, start: Option<(Var, usize)>, hook: &YieldHook) -> Result<Var, EngineError> {
+        let memory = self.memory(tape, batch)?;
+        let missing = || EngineError::BadStage("its frozen prefix was dropped: batches must come with their cached boundary".into());
+        let (mut x, first) = match start {
+            Some(start) => start,
+            None => (self.embed(tape, batch).ok_or_else(missing)?, 0),
+        };
+        for index in first..self.layers.len() {
+            x = self.layer_across(tape, index, &x, batch, memory.as_ref())?;
+            self.device.submit();
+            hook().await;
+        }
+        Ok(x)
+    }
+
+    /// Refuses a model that does not decode token by token here.
     ///
     /// # Errors
     /// If the model has an encoder, or is one.
@@ -165,4 +232,14 @@ impl Backbone {
         }
         Ok(())
     }
+}
+
+/// Attention of each sequence to itself in a layer (from 0), with the bias by distance of a `table` `[buckets, heads]`.
+pub(crate) fn self_attention(tape: &Tape, config: &ModelConfig, table: Option<&Var>, batch: &DeviceBatch, layer: usize) -> AttentionContext {
+    let mut context = batch.attention(config, layer);
+    if let Some((bias, zero)) = table.and_then(|table| bias_by_distance(tape, config, table, batch.longest)) {
+        context.shape.bias_zero = zero;
+        context.bias = Some(bias);
+    }
+    context
 }

@@ -13,7 +13,7 @@ use crate::params::ParameterSet;
 use crate::side::uniform;
 use crate::tape::{Tape, Var};
 use crate::tensor::Device;
-use barycenter_model::{Activation, ModelConfig, RawTensor};
+use barycenter_model::{Activation, ModelConfig, RawTensor, names};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -40,34 +40,37 @@ impl Bottleneck {
 pub struct BottleneckConfig {
     /// The inner width is the model's width divided by this.
     pub reduction: usize,
-    /// Layers, from 0.
+    /// Layers, from 0; of an encoder-decoder model those of each stack, as far as it has them.
     pub layers: Range<usize>,
 }
 
 impl BottleneckConfig {
-    /// Names and shapes of all parameters: `layers.{i}.{attention|feed_forward}.{down|up}.{weight|bias}`.
+    /// Names and shapes of all parameters: `layers.{i}.{attention|feed_forward}.{down|up}.{weight|bias}`, behind `encoder.`
+    /// and `decoder.` where the model has two stacks.
     ///
     /// # Errors
-    /// If the width cannot be divided so, or the model has no such layers or an encoder beside its decoder.
+    /// If the width cannot be divided so, or the model has no such layers.
     pub fn parameters(&self, model: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>, EngineError> {
         let bad = |text: String| Err(EngineError::BadBottleneck(text));
         if self.reduction == 0 || self.reduction > model.width {
             return bad(format!("a reduction of {} was asked for, choose 1 to {}", self.reduction, model.width));
         }
-        if self.layers.is_empty() || self.layers.end > model.layers {
-            return bad(format!("layers {:?} were asked for, the model has {}", self.layers, model.layers));
-        }
-        if model.encoder.is_some() {
-            return bad("an encoder-decoder model has no place for them yet: choose a decoder or an encoder".into());
+        let most = names::stacks(model).map(|(stack, _)| stack.layers).max().unwrap_or(0);
+        if self.layers.is_empty() || self.layers.end > most {
+            return bad(format!("layers {:?} were asked for, the model has {most}", self.layers));
         }
         let (wide, narrow) = (model.width, model.width / self.reduction);
         let mut list = Vec::new();
-        for (layer, place) in self.layers.clone().flat_map(|layer| PLACES.map(|place| (layer, place))) {
-            let mut add = |name: &str, shape: &[usize]| list.push((format!("layers.{layer}.{place}.{name}"), shape.to_vec()));
-            add("down.weight", &[narrow, wide]);
-            add("down.bias", &[narrow]);
-            add("up.weight", &[wide, narrow]);
-            add("up.bias", &[wide]);
+        for (stack, _) in names::stacks(model) {
+            let layers = self.layers.start..self.layers.end.min(stack.layers);
+            for (layer, place) in layers.flat_map(|layer| PLACES.map(|place| (layer, place))) {
+                let prefix = format!("{}.{place}", layer_name(model, stack.causal, layer));
+                let mut add = |name: &str, shape: &[usize]| list.push((format!("{prefix}.{name}"), shape.to_vec()));
+                add("down.weight", &[narrow, wide]);
+                add("down.bias", &[narrow]);
+                add("up.weight", &[wide, narrow]);
+                add("up.bias", &[wide]);
+            }
         }
         Ok(list)
     }
@@ -129,10 +132,18 @@ impl Bottlenecks {
 
     /// Puts the adapters into the layers of `backbone` that they belong to.
     pub fn attach(&self, backbone: &mut Backbone) {
-        let first = backbone.range.start;
-        for (at, layer) in backbone.layers.iter_mut().enumerate() {
+        let model = backbone.config.clone();
+        if let Some(encoder) = &mut backbone.encoder {
+            self.attach_to(&model, encoder);
+        }
+        self.attach_to(&model, backbone);
+    }
+
+    fn attach_to(&self, model: &ModelConfig, stack: &mut Backbone) {
+        let (first, causal) = (stack.range.start, stack.config.causal);
+        for (at, layer) in stack.layers.iter_mut().enumerate() {
             let linear = |place: &str, name: &str| {
-                let part = |part: &str| self.parameters.var(&format!("layers.{}.{place}.{name}.{part}", first + at));
+                let part = |part: &str| self.parameters.var(&format!("{}.{place}.{name}.{part}", layer_name(model, causal, first + at)));
                 Some(Linear::plain(part("weight")?, part("bias")?))
             };
             let adapter = |place: &str| Some(Bottleneck { down: linear(place, "down")?, up: linear(place, "up")? });
@@ -145,5 +156,14 @@ impl Bottlenecks {
     /// The values by name.
     pub async fn tensors(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
         self.parameters.tensors().await
+    }
+}
+
+/// What names of a layer's adapters begin with.
+fn layer_name(model: &ModelConfig, causal: bool, layer: usize) -> String {
+    match (&model.encoder, causal) {
+        (None, _) => format!("layers.{layer}"),
+        (Some(_), false) => format!("encoder.layers.{layer}"),
+        (Some(_), true) => format!("decoder.layers.{layer}"),
     }
 }

@@ -9,7 +9,7 @@ mod peft;
 
 pub(crate) use peft::find_stored;
 pub use gguf::to_gguf;
-pub use peft::{PeftConfig, peft_name};
+pub use peft::{PeftConfig, PeftTask, peft_name, peft_saved_name};
 
 use crate::EngineError;
 use crate::backbone::Backbone;

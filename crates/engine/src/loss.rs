@@ -2,6 +2,7 @@
 
 use crate::backbone::Head;
 use crate::op::{Layout, Op};
+use crate::packed::MicroBatch;
 use crate::tape::{Tape, Var, product};
 use crate::tensor::{Device, Tensor};
 
@@ -14,7 +15,7 @@ const LOWEST: f32 = -3.4e38;
 
 /// Losses of the labelled rows, still on the device.
 pub struct RowLosses {
-    /// `[rows]`, natural logarithm, not scaled.
+    /// `[rows]`, natural logarithm, not scaled; or what they sum up to, `[1]`.
     pub losses: Tensor,
 }
 
@@ -81,6 +82,34 @@ pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, f
             }
         }
         x.add_gradient(dx);
+    }
+    RowLosses { losses }
+}
+
+/// Loss of the labelled rows of a batch, `hidden: [rows, width]`: cross-entropy, or the squared error where it has values.
+/// If the tape records, gradients of `factor · Σ loss` are put where a backward pass starts.
+pub fn labelled_loss(tape: &Tape, head: &Head, hidden: &Var, batch: &MicroBatch, factor: f32) -> RowLosses {
+    match batch.values.as_slice() {
+        [] => cross_entropy(tape, head, hidden, &Tensor::from_u32(tape.device(), &batch.classes), factor),
+        values => squared_error(tape, head, hidden, &Tensor::from_f32(tape.device(), &[values.len(), 1], values), factor),
+    }
+}
+
+/// `(y − value)²` of a head with one output y, for each row of `hidden: [rows, width]`; `values: [rows, 1]`. The losses
+/// come as their sum.
+fn squared_error(tape: &Tape, head: &Head, hidden: &Var, values: &Tensor, factor: f32) -> RowLosses {
+    let device = tape.device();
+    let Some((weight, _)) = head.shards.first() else { return RowLosses { losses: Tensor::zeros(device, &[1]) } };
+    let y = tape.linear(&head.input(tape, hidden), weight, head.bias.as_ref(), false);
+    let difference = y.value.duplicate();
+    let len = difference.len() as u32;
+    difference.run(Op::Axpy { src: values.slice(), dst: difference.slice(), factor: -1.0, len });
+    let losses = Tensor::zeros(device, &[1]);
+    losses.run(Op::SumSquares { x: difference.slice(), out: losses.slice(), len });
+    if tape.is_recording() {
+        let gradient = Tensor::zeros(device, difference.shape());
+        gradient.run(Op::Axpy { src: difference.slice(), dst: gradient.slice(), factor: 2.0 * factor, len });
+        y.add_gradient(gradient);
     }
     RowLosses { losses }
 }

@@ -4,7 +4,7 @@ use crate::EngineError;
 use crate::op::AttentionShape;
 use crate::tape::AttentionContext;
 use crate::tensor::{Device, Tensor};
-use barycenter_model::ModelConfig;
+use barycenter_model::{HeadKind, ModelConfig};
 use std::ops::Range;
 
 /// A sequence: its tokens, and where there is a loss.
@@ -29,10 +29,14 @@ pub struct MicroBatch {
     pub segments: Vec<Range<usize>>,
     /// Rows (over all tokens) whose hidden state predicts something.
     pub labelled_rows: Vec<u32>,
-    /// What they predict.
+    /// What they predict; of a regression all 0.
     pub classes: Vec<u32>,
+    /// What a regression predicts at the labelled rows; empty otherwise.
+    pub values: Vec<f32>,
     /// Labelled rows of each sequence, as ranges into `labelled_rows`.
     pub labelled_ranges: Vec<Range<usize>>,
+    /// What the encoder of an encoder-decoder model reads, in the same order.
+    pub encoder: Option<Box<MicroBatch>>,
 }
 
 impl MicroBatch {
@@ -81,6 +85,18 @@ impl MicroBatch {
         if let Some(kind) = self.token_types.iter().find(|&&kind| kind as usize >= config.token_types.max(1)) {
             return bad(format!("token type {kind} is outside the model's {}", config.token_types));
         }
+        if !self.values.is_empty() && (self.values.len() != self.labelled_rows.len() || config.classes() != 1) {
+            return bad(format!("{} values are to be predicted at {} places by {} outputs", self.values.len(), self.labelled_rows.len(), config.classes()));
+        }
+        if self.values.is_empty() && !self.labelled_rows.is_empty() && matches!(config.head, HeadKind::Classifier { labels: 1, .. }) {
+            return bad("the model predicts a number, and the batch has classes".into());
+        }
+        if let (Some(stack), Some(encoder)) = (&config.encoder, &self.encoder) {
+            encoder.check(stack)?;
+            if encoder.segments.len() != self.segments.len() {
+                return bad(format!("{} sources come with {} targets", encoder.segments.len(), self.segments.len()));
+            }
+        }
         for (segment, labelled) in self.segments.iter().zip(&self.labelled_ranges) {
             if self.labelled_rows[labelled.clone()].iter().any(|&row| !segment.contains(&(row as usize))) {
                 return bad("a label lies outside its sequence".into());
@@ -106,6 +122,10 @@ pub struct DeviceBatch {
     pub segments: usize,
     /// Tokens of the longest segment.
     pub longest: usize,
+    /// Rows whose hidden state predicts something, u32.
+    pub labelled_rows: Tensor,
+    /// The encoder's batch, of an encoder-decoder model.
+    pub encoder: Option<Box<DeviceBatch>>,
     ranges: Vec<Range<usize>>,
 }
 
@@ -122,6 +142,8 @@ impl DeviceBatch {
             first_rows: Tensor::from_u32(device, &batch.segments.iter().map(|segment| segment.start as u32).collect::<Vec<_>>()),
             segments: batch.segments.len(),
             longest: batch.segments.iter().map(Range::len).max().unwrap_or(0),
+            labelled_rows: Tensor::from_u32(device, &batch.labelled_rows),
+            encoder: batch.encoder.as_ref().map(|encoder| Box::new(Self::new(device, encoder))),
             ranges: batch.segments.clone(),
         }
     }

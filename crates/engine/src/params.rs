@@ -156,9 +156,13 @@ impl ParameterSet {
 
     /// All parameters by name, in f32.
     pub async fn tensors(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
-        let flat = self.read_values().await?;
+        Ok(self.named(&self.read_values().await?))
+    }
+
+    /// A flat vector, of values or gradients, as tensors by name.
+    pub fn named(&self, flat: &[f32]) -> BTreeMap<String, RawTensor> {
         let tensor = |info: &ParameterInfo| (info.name.clone(), RawTensor::from_f32(&info.shape, &flat[info.offset..info.offset + info.elements()]));
-        Ok(self.infos.iter().map(tensor).collect())
+        self.infos.iter().map(tensor).collect()
     }
 
     /// All gradients as a flat vector.

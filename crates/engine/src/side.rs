@@ -12,10 +12,10 @@ mod layout;
 
 pub use init::{SideInit, initial_values};
 pub(crate) use init::{named_rng, norm_start, uniform};
-pub use layout::{SideConfig, SideLayout, flat_from_named, named_from_flat, side_model_config};
+pub use layout::{Chain, SideConfig, SideLayout, flat_from_named, named_from_flat, side_model_config};
 
 use crate::EngineError;
-use crate::backbone::{Keys, LayerInput, LayerWeights, Linear, Norm, OwnKeys, Rotary, layer_forward};
+use crate::backbone::{Keys, LayerInput, LayerWeights, Linear, Memory, Norm, OwnKeys, Rotary, layer_forward, self_attention};
 use crate::packed::DeviceBatch;
 use crate::params::ParameterSet;
 use crate::tape::{Tape, Var};
@@ -33,6 +33,8 @@ pub struct Side {
     steps: Vec<Step>,
     end: Option<End>,
     rotary: Rotary,
+    /// `[buckets, heads]`.
+    relative_bias: Option<Var>,
 }
 
 /// One step of the chain.
@@ -45,7 +47,8 @@ struct Step {
 /// What comes after the last step.
 struct End {
     norm: Norm,
-    up: Linear,
+    /// Not in the chain of an encoder.
+    up: Option<Linear>,
 }
 
 impl Side {
@@ -65,19 +68,21 @@ impl Side {
             Ok(Linear::plain(var(&format!("{name}.weight"))?, var(&format!("{name}.bias"))?))
         };
         let model = layout.side_model().clone();
-        let first_down = if layout.is_first() { Some(linear("side.down.0".into())?) } else { None };
+        let first_down = if layout.is_first() { Some(linear(layout.name("down.0"))?) } else { None };
         let step = |i: usize| -> Result<Step, EngineError> {
-            let layer = LayerWeights::gather(&model, |name| var(&format!("side.layers.{}.{name}", i - 1)))?;
-            Ok(Step { down: linear(format!("side.down.{i}"))?, gate: var(&layout::gate_name(i))?, layer })
+            let layer = LayerWeights::gather(&model, |name| var(&layout.name(&format!("layers.{}.{name}", i - 1))))?;
+            Ok(Step { down: linear(layout.name(&format!("down.{i}")))?, gate: var(&layout.gate_name(i))?, layer })
         };
         let steps = layout.steps().map(step).collect::<Result<_, _>>()?;
         let end = if layout.is_last() {
-            Some(End { norm: Norm::gather(&model, "side.norm", var)?, up: linear("side.up".into())? })
+            let up = if layout.has_up() { Some(linear(layout.name("up"))?) } else { None };
+            Some(End { norm: Norm::gather(&model, &layout.name("norm"), var)?, up })
         } else {
             None
         };
         let rotary = Rotary::new(device, &model);
-        Ok(Self { parameters, model, first_down, steps, end, rotary, layout })
+        let relative_bias = layout.relative_bias().and_then(|(name, _)| parameters.var(&name));
+        Ok(Self { parameters, model, first_down, steps, end, rotary, relative_bias, layout })
     }
 
     /// The sizes of the side layers.
@@ -93,24 +98,50 @@ impl Side {
 
     /// `a_i` from `a_{i−1}` and the scaled `i`-th tap; `i` is one of the layout's steps.
     pub fn step(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, batch: &DeviceBatch) -> Result<Var, EngineError> {
-        let mut keys = OwnKeys(batch.attention(&self.model, self.layout.layer(i)));
-        self.step_with(tape, i, a, tap, &batch.positions, &mut keys)
+        self.step_across(tape, i, a, tap, batch, None)
+    }
+
+    /// [`Side::step`] of a side decoder, which attends to the end of a side encoder.
+    pub fn step_across(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, batch: &DeviceBatch, memory: Option<&Memory>) -> Result<Var, EngineError> {
+        let context = self_attention(tape, &self.model, self.relative_bias.as_ref(), batch, self.layout.layer(i));
+        self.apply(tape, i, a, tap, &batch.positions, &mut OwnKeys(context), memory)
     }
 
     /// [`Side::step`] with keys that may come from a cache.
     pub fn step_with(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, positions: &Tensor, keys: &mut dyn Keys) -> Result<Var, EngineError> {
+        self.apply(tape, i, a, tap, positions, keys, None)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a layer needs and where it stands in the chain")]
+    fn apply(
+        &self,
+        tape: &Tape,
+        i: usize,
+        a: &Var,
+        tap: &Tensor,
+        positions: &Tensor,
+        keys: &mut dyn Keys,
+        memory: Option<&Memory>,
+    ) -> Result<Var, EngineError> {
         let step = &self.steps[i - self.layout.steps().start];
         let p = step.down.apply(tape, &Var::constant(tap.clone()));
         let s = tape.gate_mix(a, &p, &step.gate, self.layout.config().temperature);
         drop(p);
         let inv_freq = self.rotary.of(&self.model, self.layout.layer(i));
-        layer_forward(tape, &self.model, &step.layer, &s, LayerInput { positions, inv_freq, keys, memory: None })
+        layer_forward(tape, &self.model, &step.layer, &s, LayerInput { positions, inv_freq, keys, memory })
     }
 
     /// `out` from the last `a`, with `base = b_L` and `rho = ρ(b_L)` of the same rows.
     pub fn finish(&self, tape: &Tape, a: &Var, base: &Tensor, rho: &Tensor) -> Result<Var, EngineError> {
         let end = self.end.as_ref().ok_or_else(|| EngineError::BadStage("it does not hold the last layer".into()))?;
+        let up = end.up.as_ref().ok_or_else(|| EngineError::BadStage("it is the chain of an encoder, which has no output".into()))?;
         let normed = end.norm.apply(tape, a);
-        Ok(tape.scaled_add(base, rho, &end.up.apply(tape, &normed)))
+        Ok(tape.scaled_add(base, rho, &up.apply(tape, &normed)))
+    }
+
+    /// The normed end of an encoder's chain: what the side decoder attends to.
+    pub fn normed(&self, tape: &Tape, a: &Var) -> Result<Var, EngineError> {
+        let end = self.end.as_ref().ok_or_else(|| EngineError::BadStage("it does not hold the last layer".into()))?;
+        Ok(end.norm.apply(tape, a))
     }
 }

@@ -1,21 +1,22 @@
 //! Full training: every weight of a fresh or loaded model, in f32, on one device.
 
 use crate::EngineError;
-use crate::backbone::Backbone;
-use crate::loss::cross_entropy;
-use crate::optim::{AdamW, AdamWConfig, LinearSchedule, clip_factor};
+use crate::backbone::{Backbone, Head};
+use crate::optim::{AdamWConfig, LinearSchedule};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::params::ParameterSet;
 use crate::side::{named_rng, norm_start};
-use crate::tape::{Tape, YieldHook};
-use crate::tensor::{Device, Tensor};
-use barycenter_model::names::{Parts, is_norm_weight};
+use crate::tape::{Tape, Var, YieldHook};
+use crate::tensor::Device;
+use crate::trainer::{self, Optimiser, SampleEntries, Trainer};
+use futures::future::LocalBoxFuture;
+use barycenter_model::names::{self, Parts, is_norm_weight};
 use barycenter_model::{ModelConfig, RawTensor, TensorSource};
 use rand::RngExt;
 use std::collections::BTreeMap;
 
 /// Standard deviation fresh weights are drawn with (`initializer_range` of `transformers`).
-const INITIAL_DEVIATION: f32 = 0.02;
+pub(crate) const INITIAL_DEVIATION: f32 = 0.02;
 
 /// How a full training goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,18 +48,17 @@ pub struct StepReport {
 pub struct FullTrainer {
     /// The model; its weights are `parameters`.
     pub model: Backbone,
-    /// All weights, named as in the weight file.
+    /// All weights, named as in the weight file; but the bias on BART's logits, which is none in `transformers` either.
     pub parameters: ParameterSet,
-    optimiser: AdamW,
-    training: FullTraining,
-    step: u32,
+    optimiser: Optimiser,
     device: Device,
 }
 
 impl FullTrainer {
     /// A model of random weights; equal seeds give equal weights.
     pub fn fresh(device: &Device, config: &ModelConfig, seed: u64, training: FullTraining) -> Result<Self, EngineError> {
-        Self::start(device, config, training, |name, target| {
+        let trained = |parameters: &ParameterSet| Backbone::trained(device, config, parameters);
+        Self::start(device, config, training, |_| true, trained, |name, target| {
             if is_norm_weight(name) {
                 target.fill(norm_start(config));
             } else if name.ends_with(".weight") {
@@ -71,9 +71,14 @@ impl FullTrainer {
 
     /// Goes on from weights.
     pub fn load(device: &Device, config: &ModelConfig, source: &mut dyn TensorSource, training: FullTraining) -> Result<Self, EngineError> {
-        barycenter_model::names::check(config, &Parts::all(config), source)?;
-        Self::start(device, config, training, |name, target| {
-            target.copy_from_slice(&source.load(name)?.to_f32());
+        let parts = Parts::all(config);
+        names::check(config, &parts, source)?;
+        let source = std::cell::RefCell::new(source);
+        let trained = |parameters: &ParameterSet| Backbone::load_with(device, config, &mut **source.borrow_mut(), &parts, parameters);
+        // What a family keeps beside its weights stays as it is.
+        let constant = names::constants(config);
+        Self::start(device, config, training, |name| !constant.iter().any(|constant| constant == name), trained, |name, target| {
+            target.copy_from_slice(&source.borrow_mut().load(name)?.to_f32());
             Ok(())
         })
     }
@@ -82,19 +87,20 @@ impl FullTrainer {
         device: &Device,
         config: &ModelConfig,
         training: FullTraining,
+        is_trained: impl Fn(&str) -> bool,
+        model: impl FnOnce(&ParameterSet) -> Result<Backbone, EngineError>,
         mut fill: impl FnMut(&str, &mut [f32]) -> Result<(), EngineError>,
     ) -> Result<Self, EngineError> {
-        Backbone::check_decoder(config)?;
-        let list = Parts::all(config).parameters(config);
-        let parameters = ParameterSet::new(device, list.into_iter().map(|parameter| (parameter.name, parameter.shape)));
+        let list = Parts::all(config).parameters(config).into_iter().filter(|parameter| is_trained(&parameter.name));
+        let parameters = ParameterSet::new(device, list.map(|parameter| (parameter.name, parameter.shape)));
         let mut values = vec![0f32; parameters.flat_len()];
         for info in parameters.layout() {
             fill(&info.name, &mut values[info.offset..info.offset + info.elements()])?;
         }
         parameters.write_values(&values);
-        let optimiser = AdamW::new(device, &parameters, training.optimiser);
-        let model = Backbone::trained(device, config, &parameters)?;
-        Ok(Self { model, parameters, optimiser, training, step: 0, device: device.clone() })
+        let optimiser = Optimiser::new(device, &[&parameters], training);
+        let model = model(&parameters)?;
+        Ok(Self { model, parameters, optimiser, device: device.clone() })
     }
 
     /// The mean loss over the labelled tokens of all micro-batches, and its gradients in `parameters`.
@@ -104,8 +110,7 @@ impl FullTrainer {
         let factor = 1.0 / labelled.max(1) as f32;
         let mut loss = 0.0;
         for batch in batches {
-            batch.check(&self.model.config)?;
-            loss += self.forward_backward(batch, factor, hook).await?;
+            loss += trainer::loss(self, batch, None, Some(factor), hook).await?;
         }
         Ok((loss * f64::from(factor)) as f32)
     }
@@ -113,38 +118,54 @@ impl FullTrainer {
     /// One optimiser step on the mean loss over the labelled tokens of all micro-batches.
     pub async fn step(&mut self, batches: &[MicroBatch], hook: &YieldHook) -> Result<StepReport, EngineError> {
         let loss = self.gradients(batches, hook).await?;
-        self.step += 1;
-        let lr = self.training.schedule.lr(self.step);
-        let grad_norm = self.parameters.grad_norm().await?;
-        self.optimiser.step(&self.parameters, self.step, lr, clip_factor(grad_norm, self.training.max_norm));
-        self.device.submit();
         let tokens = batches.iter().map(MicroBatch::tokens).sum();
-        Ok(StepReport { step: self.step, loss, grad_norm, lr, tokens })
-    }
-
-    async fn forward_backward(&self, batch: &MicroBatch, factor: f32, hook: &YieldHook) -> Result<f64, EngineError> {
-        let not_whole = || EngineError::BadStage("it does not hold the whole model".into());
-        let on_device = DeviceBatch::new(&self.device, batch);
-        let tape = Tape::recording(&self.device);
-        let mut x = self.model.embed(&tape, &on_device).ok_or_else(not_whole)?;
-        for index in 0..self.model.layers.len() {
-            x = self.model.layer(&tape, index, &x, &on_device)?;
-            self.device.submit();
-            hook().await;
-        }
-        let rows = Tensor::from_u32(&self.device, &batch.labelled_rows);
-        let classes = Tensor::from_u32(&self.device, &batch.classes);
-        let labelled = tape.gather_rows(&x, &rows);
-        drop(x);
-        let losses = cross_entropy(&tape, self.model.head.as_ref().ok_or_else(not_whole)?, &labelled, &classes, factor);
-        drop(labelled);
-        tape.backward_yielding(hook).await;
-        Ok(losses.sum().await?)
+        trainer::clipped_update(self, loss, tokens).await
     }
 
     /// The weights, named as in the weight file, in f32.
     pub async fn weights(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
         self.parameters.tensors().await
+    }
+}
+
+impl Trainer for FullTrainer {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn head(&self) -> Result<&Head, EngineError> {
+        self.model.whole_head()
+    }
+
+    fn sets(&self) -> Vec<&ParameterSet> {
+        vec![&self.parameters]
+    }
+
+    fn named(&self, flats: &[Vec<f32>]) -> Result<BTreeMap<String, RawTensor>, EngineError> {
+        Ok(flats.first().map(|flat| self.parameters.named(flat)).unwrap_or_default())
+    }
+
+    fn optimiser(&self) -> &Optimiser {
+        &self.optimiser
+    }
+
+    fn optimiser_mut(&mut self) -> &mut Optimiser {
+        &mut self.optimiser
+    }
+
+    fn labelled<'a>(
+        &'a self,
+        tape: &'a Tape,
+        batch: &'a MicroBatch,
+        _cached: Option<&'a [SampleEntries]>,
+        hook: &'a YieldHook,
+    ) -> LocalBoxFuture<'a, Result<Var, EngineError>> {
+        Box::pin(async move {
+            batch.check(&self.model.config)?;
+            let on_device = DeviceBatch::new(&self.device, batch);
+            let hidden = self.model.run(tape, &on_device, None, hook).await?;
+            Ok(tape.gather_rows(&hidden, &on_device.labelled_rows))
+        })
     }
 }
 
@@ -162,7 +183,7 @@ pub async fn train_full(
 }
 
 /// A standard normal number (Box and Muller).
-fn normal(rng: &mut impl rand::Rng) -> f32 {
+pub(crate) fn normal(rng: &mut impl rand::Rng) -> f32 {
     let (a, b): (f32, f32) = (rng.random(), rng.random());
     (-2.0 * (1.0 - a).ln()).sqrt() * (std::f32::consts::TAU * b).cos()
 }

@@ -5,20 +5,20 @@
 //! later epochs run only the layers behind it.
 
 use crate::EngineError;
-use crate::backbone::Backbone;
+use crate::backbone::{Backbone, Head};
 use crate::bottleneck::Bottlenecks;
 use crate::cache_entry;
-use crate::lora::Lora;
-use crate::loss::cross_entropy;
+use crate::lora::{Lora, peft_saved_name};
 use crate::op::Op;
-use crate::optim::{AdamW, clip_factor};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::params::ParameterSet;
 use crate::tape::{Tape, Var, YieldHook};
 use crate::tensor::{Device, Tensor};
 use crate::train_full::{FullTraining, StepReport};
+use crate::trainer::{self, Optimiser, SampleEntries, Trainer};
 use barycenter_model::names::Parts;
 use barycenter_model::{ModelConfig, RawTensor, TensorSource};
+use futures::future::LocalBoxFuture;
 use std::collections::BTreeMap;
 
 /// What is trained.
@@ -69,9 +69,11 @@ pub struct Tuner {
     pub model: Backbone,
     /// What is trained.
     pub inserts: Inserts,
-    optimiser: AdamW,
-    training: FullTraining,
-    step: u32,
+    /// What is trained of the model's own head, where it is a classifier.
+    pub head: Option<ParameterSet>,
+    /// How boundaries are stored that come through [`Trainer`].
+    pub boundary_dtype: BoundaryDtype,
+    optimiser: Optimiser,
     device: Device,
 }
 
@@ -79,24 +81,40 @@ impl Tuner {
     /// Loads the frozen model and puts the inserts into it.
     ///
     /// # Errors
-    /// If the model has an encoder beside its decoder; those of [`Backbone::load`].
+    /// Those of [`Backbone::load`].
     pub fn load(device: &Device, config: &ModelConfig, source: &mut dyn TensorSource, inserts: Inserts, training: FullTraining) -> Result<Self, EngineError> {
-        Backbone::check_decoder(config)?;
-        let mut model = Backbone::load(device, config, source, &Parts::all(config))?;
-        inserts.attach(&mut model);
-        inserts.parameters().zero_grads();
-        let optimiser = AdamW::new(device, inserts.parameters(), training.optimiser);
-        Ok(Self { model, inserts, optimiser, training, step: 0, device: device.clone() })
+        Self::load_with_head(device, config, source, inserts, None, training)
+    }
+
+    /// [`Tuner::load`] with a head that is trained too ([`crate::heads::trained_head`]).
+    pub fn load_with_head(
+        device: &Device,
+        config: &ModelConfig,
+        source: &mut dyn TensorSource,
+        inserts: Inserts,
+        head: Option<ParameterSet>,
+        training: FullTraining,
+    ) -> Result<Self, EngineError> {
+        let model = Backbone::load_partly(device, config, source, &Parts::all(config), head.as_ref())?;
+        let sets: Vec<&ParameterSet> = [inserts.parameters()].into_iter().chain(&head).collect();
+        let optimiser = Optimiser::new(device, &sets, training);
+        let mut tuner = Self { model, inserts, head, boundary_dtype: BoundaryDtype::F16, optimiser, device: device.clone() };
+        tuner.inserts.attach(&mut tuner.model);
+        Ok(tuner)
     }
 
     /// Frees the layers before the boundary and the embedding; from now on every batch comes with its boundary.
+    ///
+    /// # Errors
+    /// If the model has an encoder beside its decoder.
     pub fn drop_prefix(&mut self, source: &mut dyn TensorSource) -> Result<(), EngineError> {
         let config = self.model.config.clone();
+        self.check_one_stack()?;
         let parts = Parts { layers: self.inserts.first_layer()..config.layers, embedding: false, head: true };
         // The old layers go before the new ones come.
         self.model.layers.clear();
         self.model.embeddings = None;
-        self.model = Backbone::load(&self.device, &config, source, &parts)?;
+        self.model = Backbone::load_partly(&self.device, &config, source, &parts, self.head.as_ref())?;
         self.inserts.attach(&mut self.model);
         Ok(())
     }
@@ -104,6 +122,7 @@ impl Tuner {
     /// What leaves the frozen prefix, encoded for each sequence of the batch.
     pub async fn boundary(&self, batch: &MicroBatch, dtype: BoundaryDtype, hook: &YieldHook) -> Result<Vec<Vec<u8>>, EngineError> {
         batch.check(&self.model.config)?;
+        self.check_one_stack()?;
         let tape = Tape::computing(&self.device);
         let on_device = DeviceBatch::new(&self.device, batch);
         let mut x = self.model.embed(&tape, &on_device).ok_or_else(no_prefix)?;
@@ -124,8 +143,15 @@ impl Tuner {
         Ok(batch.segments.iter().map(encode).collect())
     }
 
+    fn check_one_stack(&self) -> Result<(), EngineError> {
+        match self.model.config.encoder {
+            None => Ok(()),
+            Some(_) => Err(EngineError::BadStage("it has an encoder and a decoder, and one cached boundary is of one stack: train it without".into())),
+        }
+    }
+
     /// The rows of a batch's encoded boundary.
-    fn decode(&self, batch: &MicroBatch, entries: &[Vec<u8>], dtype: BoundaryDtype) -> Result<Tensor, EngineError> {
+    fn decode(&self, batch: &MicroBatch, entries: &[&[u8]], dtype: BoundaryDtype) -> Result<Tensor, EngineError> {
         let width = self.model.config.width;
         let damaged = || EngineError::BadBatch("the cached boundary of a sample is missing or damaged: compute it again".into());
         let (mut values, mut rho) = (Vec::with_capacity(batch.tokens() * width), Vec::new());
@@ -154,6 +180,18 @@ impl Tuner {
         Ok(out)
     }
 
+    /// The labelled rows behind the last layer, from token ids or from the boundary.
+    async fn labelled_rows(&self, tape: &Tape, batch: &MicroBatch, cached: Option<(Vec<&[u8]>, BoundaryDtype)>, hook: &YieldHook) -> Result<Var, EngineError> {
+        batch.check(&self.model.config)?;
+        let on_device = DeviceBatch::new(&self.device, batch);
+        let start = match cached {
+            Some((entries, dtype)) => Some((Var::constant(self.decode(batch, &entries, dtype)?), self.inserts.first_layer() - self.model.range.start)),
+            None => None,
+        };
+        let hidden = self.model.run(tape, &on_device, start, hook).await?;
+        Ok(tape.gather_rows(&hidden, &on_device.labelled_rows))
+    }
+
     /// Σ loss over the labelled tokens of a batch, from token ids or, with `cached`, from its boundary. With a `factor` the
     /// gradients of factor · Σ loss are added to the parameters'.
     pub async fn loss(
@@ -163,49 +201,68 @@ impl Tuner {
         factor: Option<f32>,
         hook: &YieldHook,
     ) -> Result<f64, EngineError> {
-        batch.check(&self.model.config)?;
-        let on_device = DeviceBatch::new(&self.device, batch);
         let tape = if factor.is_some() { Tape::recording(&self.device) } else { Tape::computing(&self.device) };
-        let held = self.model.range.start;
-        let (mut x, first) = match cached {
-            Some((entries, dtype)) => (Var::constant(self.decode(batch, entries, dtype)?), self.inserts.first_layer() - held),
-            None => (self.model.embed(&tape, &on_device).ok_or_else(no_prefix)?, 0),
-        };
-        for index in first..self.model.layers.len() {
-            x = self.model.layer(&tape, index, &x, &on_device)?;
-            self.device.submit();
-            hook().await;
-        }
-        let rows = Tensor::from_u32(&self.device, &batch.labelled_rows);
-        let classes = Tensor::from_u32(&self.device, &batch.classes);
-        let labelled = tape.gather_rows(&x, &rows);
-        drop(x);
-        let head = self.model.head.as_ref().ok_or_else(|| EngineError::BadStage("it does not hold the head".into()))?;
-        let losses = cross_entropy(&tape, head, &labelled, &classes, factor.unwrap_or(0.0));
-        drop(labelled);
-        if factor.is_some() {
-            tape.backward_yielding(hook).await;
-        }
-        Ok(losses.sum().await?)
+        let cached = cached.map(|(entries, dtype)| (entries.iter().map(Vec::as_slice).collect(), dtype));
+        let hidden = self.labelled_rows(&tape, batch, cached, hook).await?;
+        trainer::finish(tape, self.model.whole_head()?, hidden, batch, factor, hook).await
     }
 
     /// One optimiser step on the mean loss over a mini-batch's labelled tokens.
     pub async fn step(&mut self, batch: &MicroBatch, cached: Option<(&[Vec<u8>], BoundaryDtype)>, hook: &YieldHook) -> Result<StepReport, EngineError> {
-        let parameters = self.inserts.parameters();
-        parameters.zero_grads();
+        self.sets().iter().for_each(|set| set.zero_grads());
         let factor = 1.0 / batch.classes.len().max(1) as f32;
         let loss = self.loss(batch, cached, Some(factor), hook).await?;
-        self.step += 1;
-        let lr = self.training.schedule.lr(self.step);
-        let grad_norm = parameters.grad_norm().await?;
-        self.optimiser.step(parameters, self.step, lr, clip_factor(grad_norm, self.training.max_norm));
-        self.device.submit();
-        Ok(StepReport { step: self.step, loss: (loss * f64::from(factor)) as f32, grad_norm, lr, tokens: batch.tokens() })
+        trainer::clipped_update(self, (loss * f64::from(factor)) as f32, batch.tokens()).await
     }
 
-    /// The trained values by name: PEFT's names for LoRA.
+    /// The trained values by name: PEFT's names for LoRA, and for a head beside it.
     pub async fn tensors(&self) -> Result<BTreeMap<String, RawTensor>, EngineError> {
-        self.inserts.parameters().tensors().await
+        trainer::tensors(self).await
+    }
+}
+
+impl Trainer for Tuner {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn head(&self) -> Result<&Head, EngineError> {
+        self.model.whole_head()
+    }
+
+    fn sets(&self) -> Vec<&ParameterSet> {
+        [self.inserts.parameters()].into_iter().chain(&self.head).collect()
+    }
+
+    fn named(&self, flats: &[Vec<f32>]) -> Result<BTreeMap<String, RawTensor>, EngineError> {
+        let mut named = BTreeMap::new();
+        let is_lora = matches!(self.inserts, Inserts::Lora(_));
+        for (at, (set, flat)) in self.sets().into_iter().zip(flats).enumerate() {
+            let of_head = |name: String| if is_lora { peft_saved_name(&name) } else { name };
+            named.extend(set.named(flat).into_iter().map(|(name, tensor)| (if at == 0 { name } else { of_head(name) }, tensor)));
+        }
+        Ok(named)
+    }
+
+    fn optimiser(&self) -> &Optimiser {
+        &self.optimiser
+    }
+
+    fn optimiser_mut(&mut self) -> &mut Optimiser {
+        &mut self.optimiser
+    }
+
+    /// The one entry of a sample is its boundary, in `boundary_dtype`.
+    fn labelled<'a>(
+        &'a self,
+        tape: &'a Tape,
+        batch: &'a MicroBatch,
+        cached: Option<&'a [SampleEntries]>,
+        hook: &'a YieldHook,
+    ) -> LocalBoxFuture<'a, Result<Var, EngineError>> {
+        let first = |entries: &'a SampleEntries| entries.first().map(Vec::as_slice).unwrap_or_default();
+        let cached = cached.map(|samples| (samples.iter().map(first).collect(), self.boundary_dtype));
+        Box::pin(self.labelled_rows(tape, batch, cached, hook))
     }
 }
 

@@ -15,7 +15,7 @@ use inputs::Inputs;
 use std::path::Path;
 
 /// The files with references, by the names of their parts.
-pub const PARTS: [&str; 3] = ["golden", "pac", "lora"];
+pub const PARTS: [&str; 5] = ["golden", "pac", "lora", "adapters", "full"];
 
 /// How far one tensor is from its reference.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -59,7 +59,8 @@ pub fn relative_error(got: &[f32], reference: &[f32]) -> f64 {
     if error.is_nan() || got.len() != reference.len() { f64::INFINITY } else { error }
 }
 
-/// Computes what `golden.safetensors` and, where present, `pac.safetensors` and `lora.safetensors` of a model folder hold.
+/// Computes what the reference files of a model folder hold: `golden.safetensors`, and runs of training in
+/// `pac.safetensors`, `lora.safetensors`, `adapters.safetensors`, `full.safetensors`.
 pub async fn verify(device: &Device, folder: &Path) -> Result<Report, EngineError> {
     verify_as(device, folder, WeightType::Keep).await
 }
@@ -69,7 +70,7 @@ pub async fn verify_as(device: &Device, folder: &Path, weight_type: WeightType) 
     let config = ModelConfig::from_folder(folder)?;
     let mut weights = Weights::new(FolderTensors::open(folder)?, weight_type);
     let before = device.memory().current_bytes;
-    let mut model = Backbone::load(device, &config, &mut weights, &Parts::all(&config))?;
+    let model = Backbone::load(device, &config, &mut weights, &Parts::all(&config))?;
     let mut report = Report { weight_bytes: device.memory().current_bytes - before, ..Report::default() };
     let reference = |part: &str| -> Result<Option<FolderTensors>, EngineError> {
         let path = folder.join(format!("{part}.safetensors"));
@@ -78,16 +79,15 @@ pub async fn verify_as(device: &Device, folder: &Path, weight_type: WeightType) 
     if let Some(mut golden) = reference("golden")? {
         verify_golden(device, &model, &mut golden, &mut report).await?;
     }
-    if let Some(mut pac) = reference("pac")? {
-        runs::verify_pac(device, &model, &folder.join("pac.json"), &mut pac, &mut report).await?;
-    }
-    // Last, because it changes the model.
-    if let Some(mut lora) = reference("lora")? {
-        runs::verify_lora(device, &mut model, &folder.join("lora.json"), &mut lora, &mut report).await?;
+    drop(model);
+    for part in PARTS.into_iter().skip(1) {
+        if let Some(mut file) = reference(part)? {
+            runs::verify_run(device, &config, &mut weights, part, &folder.join(format!("{part}.json")), &mut file, &mut report).await?;
+        }
     }
     if report.tensors.is_empty() {
-        let reason = "none of golden.safetensors, pac.safetensors and lora.safetensors is there, so there is nothing to compare with";
-        return Err(EngineError::File { file: folder.display().to_string(), reason: reason.into() });
+        let reason = format!("none of {} (each .safetensors) is there, so there is nothing to compare with", PARTS.join(", "));
+        return Err(EngineError::File { file: folder.display().to_string(), reason });
     }
     Ok(report)
 }

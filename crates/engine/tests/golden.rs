@@ -43,6 +43,8 @@ fn bert() {
     holds(&cpu(), "more/bert-mlm", &["golden", "pac", "lora"]);
     holds(&cpu(), "more/bert-mlm-untied", &["golden"]);
     holds(&cpu(), "more/bert-classifier", &["golden"]);
+    holds(&cpu(), "tasks/bert-classify", &["pac", "lora", "adapters", "full"]);
+    holds(&cpu(), "tasks/bert-regress", &["pac", "lora", "adapters", "full"]);
 }
 
 #[test]
@@ -50,6 +52,7 @@ fn bart() {
     holds(&cpu(), "bart", &["golden"]);
     holds(&cpu(), "more/bart-options", &["golden", "lora"]);
     holds(&cpu(), "more/bart-base-names", &["golden"]);
+    holds(&cpu(), "tasks/bart-seq2seq", &["pac", "lora", "adapters", "full"]);
 }
 
 #[test]
@@ -59,4 +62,5 @@ fn t5() {
     holds(&cpu(), "more/t5-untied", &["golden", "lora"]);
     holds(&cpu(), "more/t5-silu-half", &["golden"]);
     holds(&cpu(), "more/t5-gelu", &["golden"]);
+    holds(&cpu(), "tasks/t5-seq2seq", &["pac", "lora", "adapters", "full"]);
 }

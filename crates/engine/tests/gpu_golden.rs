@@ -47,5 +47,9 @@ fn encoders_and_encoder_decoders() {
         ("t5", &["golden"]),
         ("t5-v1.1", &["golden"]),
         ("more/t5-untied", &["golden", "lora"]),
+        ("tasks/bert-classify", &["pac", "lora", "adapters", "full"]),
+        ("tasks/bert-regress", &["pac", "lora", "adapters", "full"]),
+        ("tasks/bart-seq2seq", &["pac", "lora", "adapters", "full"]),
+        ("tasks/t5-seq2seq", &["pac", "lora", "adapters", "full"]),
     ]);
 }

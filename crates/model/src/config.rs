@@ -138,6 +138,8 @@ pub enum HeadKind {
     Classifier {
         /// Number of labels (1: regression).
         labels: usize,
+        /// Whether the first token goes through the pooler (a linear layer and tanh) before.
+        pooled: bool,
     },
     /// None: the model gives hidden states.
     None,
@@ -275,7 +277,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Whether it is one causal stack: what is trained and decoded with (the others can be verified).
+    /// Whether it is one causal stack: what the swarm trains and what answers prompts (the others are trained on one computer).
     pub fn is_decoder_only(&self) -> bool {
         self.encoder.is_none() && self.causal
     }
@@ -313,9 +315,22 @@ impl ModelConfig {
     /// Number of classes the head tells apart.
     pub fn classes(&self) -> usize {
         match self.head {
-            HeadKind::Classifier { labels } => labels,
+            HeadKind::Classifier { labels, .. } => labels,
             _ => self.vocab,
         }
+    }
+
+    /// The same model with a classifier (or, of one label, a regression) in place of its head; `has` says whether the file
+    /// holds a tensor: with the family's pooler where it does, on the first token as it is where not.
+    ///
+    /// # Errors
+    /// If the family has no such head.
+    pub fn with_classifier(self, labels: usize, has: impl Fn(&str) -> bool) -> Result<Self, ModelError> {
+        let Some([pooler, _]) = self.family.table().head.classifier else {
+            return Err(ModelError::NoClassifier { model_type: self.family.model_type() });
+        };
+        let pooled = has(&format!("{pooler}.weight"));
+        Ok(Self { head: HeadKind::Classifier { labels, pooled }, ..self })
     }
 
     /// Width of all query heads together.

@@ -30,6 +30,12 @@ pub enum ModelError {
         /// The ones that run.
         supported: String,
     },
+    /// A classification or regression head on a family that has none.
+    #[error("models of the family `{model_type}` get no classification or regression head here: choose an encoder such as BERT")]
+    NoClassifier {
+        /// What `model_type` says.
+        model_type: &'static str,
+    },
     /// There is no such folder.
     #[error("the model folder {folder} does not exist: give a folder with config.json, model.safetensors (or its index and parts) and tokenizer.json")]
     NoFolder {

@@ -137,6 +137,8 @@ pub struct HeadNames {
     pub weight: &'static str,
     /// The whole name of the bias on the logits ([`ModelConfig::head_bias`]), and its shape's leading ones (BART: `[1, vocab]`).
     pub bias: Option<(&'static str, usize)>,
+    /// Whether that bias is a buffer of `transformers`, which no method trains.
+    pub bias_is_buffer: bool,
     /// BERT's linear layer and norm before the matrix.
     pub transform: Option<[&'static str; 2]>,
     /// The pooler and the classifier.
@@ -145,7 +147,7 @@ pub struct HeadNames {
 
 impl HeadNames {
     /// `lm_head.weight`, no bias.
-    pub const PLAIN: Self = Self { weight: "lm_head", bias: None, transform: None, classifier: None };
+    pub const PLAIN: Self = Self { weight: "lm_head", bias: None, bias_is_buffer: false, transform: None, classifier: None };
 }
 
 /// The table of a family.

@@ -20,6 +20,7 @@ mod manifest;
 mod model_files;
 pub mod metrics;
 pub mod names;
+mod overlay;
 mod tensors;
 #[cfg(feature = "tokenizers")]
 pub mod tokenizer;
@@ -36,6 +37,7 @@ pub use folder::FolderTensors;
 #[cfg(not(target_arch = "wasm32"))]
 pub use model_files::ModelFiles;
 pub use manifest::{ByteRange, Manifest, ManifestFile, ManifestTensor, hash_bytes};
+pub use overlay::Overlay;
 pub use tensors::{
     MAX_HEADER_BYTES, MemoryTensors, RawTensor, SafetensorsHeader, TensorDtype, TensorEntry, TensorSource,
     write_safetensors,

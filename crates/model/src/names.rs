@@ -165,7 +165,7 @@ pub fn head_bias(config: &ModelConfig) -> Option<Parameter> {
     let names = &config.family.table().head;
     match config.head {
         HeadKind::None => None,
-        HeadKind::Classifier { labels } => Some(Parameter { name: format!("{}.bias", names.classifier?[1]), shape: vec![labels] }),
+        HeadKind::Classifier { labels, .. } => Some(Parameter { name: format!("{}.bias", names.classifier?[1]), shape: vec![labels] }),
         HeadKind::Language | HeadKind::Masked => names.bias.filter(|_| config.head_bias).map(|(name, ones)| {
             let mut shape = vec![1; ones];
             shape.push(config.vocab);
@@ -187,9 +187,30 @@ pub fn head_transform(config: &ModelConfig) -> Vec<Parameter> {
             list.extend(parameters(norm_shapes(config, Some(norm), config.width)));
             list
         }
-        (HeadKind::Classifier { .. }, _, Some([pooler, _])) => dense(pooler),
+        (HeadKind::Classifier { pooled: true, .. }, _, Some([pooler, _])) => dense(pooler),
         _ => Vec::new(),
     }
+}
+
+/// Names of what a model keeps beside its weights and no method trains: the bias on BART's logits, a buffer in `transformers`.
+pub fn constants(config: &ModelConfig) -> Vec<String> {
+    let is_buffer = !matches!(config.head, HeadKind::Classifier { .. }) && config.family.table().head.bias_is_buffer;
+    head_bias(config).into_iter().filter(|_| is_buffer).map(|bias| bias.name).collect()
+}
+
+/// All of a classification or regression head: the pooler where it has one, then matrix and bias. None of other heads.
+pub fn classifier(config: &ModelConfig) -> Vec<Parameter> {
+    match config.head {
+        HeadKind::Classifier { .. } => head_transform(config).into_iter().chain(head(config)).chain(head_bias(config)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The name of the relative position bias within the layer that holds it, the first.
+pub fn relative_bias_in_layer(config: &ModelConfig) -> Option<(String, Vec<usize>)> {
+    let table = relative_bias(config)?;
+    let name = table.name.strip_prefix(&format!("{}.0.", config.names().layers))?.to_string();
+    Some((name, table.shape))
 }
 
 fn parameters(list: Vec<(String, Vec<usize>)>) -> impl Iterator<Item = Parameter> {

@@ -116,6 +116,20 @@ impl<S: TensorSource + ?Sized> TensorSource for Box<S> {
     }
 }
 
+impl<S: TensorSource + ?Sized> TensorSource for &mut S {
+    fn load(&mut self, name: &str) -> Result<RawTensor, ModelError> {
+        (**self).load(name)
+    }
+
+    fn load_rows(&mut self, name: &str, rows: Range<usize>) -> Result<RawTensor, ModelError> {
+        (**self).load_rows(name, rows)
+    }
+
+    fn entry(&self, name: &str) -> Option<TensorEntry> {
+        (**self).entry(name)
+    }
+}
+
 impl RawTensor {
     /// The same rounded to another format that weights have; rows must be whole blocks of it.
     pub fn converted(&self, dtype: TensorDtype) -> RawTensor {

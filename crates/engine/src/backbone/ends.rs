@@ -61,6 +61,8 @@ pub struct Head {
     final_norm: Option<Norm>,
     transform: Transform,
     scale: f32,
+    /// Whether it reads the first token of each sequence only.
+    first_token: bool,
     /// Row shards of `[classes, width]`; empty where the model has no head.
     pub shards: Shards,
     /// `[classes]`.
@@ -84,14 +86,14 @@ impl Head {
             Ok(Linear::plain(source.get(&list[index].name)?, source.get(&list[index + 1].name)?))
         };
         let transform = match config.head {
-            HeadKind::Classifier { .. } => Transform::Pooler(dense(0)?),
+            HeadKind::Classifier { pooled: true, .. } => Transform::Pooler(dense(0)?),
             HeadKind::Masked => {
                 let dense = dense(0)?;
                 let name = config.family.table().head.transform.map_or("", |[_, norm]| norm);
                 let norm = Norm::gather(config, name, |name| source.get(name))?;
                 Transform::Masked { dense, activation: config.activation, norm }
             }
-            HeadKind::Language | HeadKind::None => Transform::None,
+            HeadKind::Classifier { pooled: false, .. } | HeadKind::Language | HeadKind::None => Transform::None,
         };
         let is_embedding = |head: &Parameter| *head == names::embedding(config);
         let shards = match (names::head(config), words) {
@@ -100,7 +102,8 @@ impl Head {
             (Some(head), _) => source.table(&head, 0)?,
         };
         let bias = names::head_bias(config).map(|bias| source.get(&bias.name)).transpose()?;
-        Ok(Self { final_norm, transform, scale: config.head_scale as f32, shards, bias })
+        let first_token = matches!(config.head, HeadKind::Classifier { .. });
+        Ok(Self { final_norm, transform, scale: config.head_scale as f32, first_token, shards, bias })
     }
 
     /// The final norm alone: what transformers calls the last hidden state.
@@ -122,11 +125,8 @@ impl Head {
         x
     }
 
-    /// The rows of `hidden` that have logits: all, or each sequence's first token where the head pools.
+    /// The rows of `hidden` that have logits: all, or each sequence's first token where the head is a classifier.
     pub fn rows(&self, tape: &Tape, hidden: &Var, batch: &DeviceBatch) -> Var {
-        match self.transform {
-            Transform::Pooler(_) => tape.gather_rows(hidden, &batch.first_rows),
-            _ => hidden.clone(),
-        }
+        if self.first_token { tape.gather_rows(hidden, &batch.first_rows) } else { hidden.clone() }
     }
 }

@@ -60,6 +60,22 @@ impl ParameterSource for &ParameterSet {
     }
 }
 
+/// Parameters that are trained where a set names them, and frozen otherwise.
+pub(super) struct PartlyTrained<'a> {
+    pub trained: &'a ParameterSet,
+    pub frozen: Frozen<'a>,
+}
+
+impl ParameterSource for PartlyTrained<'_> {
+    fn get(&mut self, name: &str) -> Result<Var, EngineError> {
+        self.trained.var(name).map_or_else(|| self.frozen.get(name), Ok)
+    }
+
+    fn table(&mut self, parameter: &Parameter, skip: usize) -> Result<Shards, EngineError> {
+        if self.trained.has(&parameter.name) { (&mut &*self.trained).table(parameter, skip) } else { self.frozen.table(parameter, skip) }
+    }
+}
+
 fn missing(name: &str) -> ModelError {
     ModelError::MissingTensor { name: name.to_string() }
 }

@@ -2,7 +2,7 @@
 
 use super::LoraConfig;
 use crate::EngineError;
-use barycenter_model::RawTensor;
+use barycenter_model::{HeadKind, ModelConfig, RawTensor, names};
 use serde_json::Value;
 
 /// What PEFT puts before a module's name.
@@ -11,6 +11,11 @@ const PREFIX: &str = "base_model.model.";
 /// PEFT's name of the `A` or `B` of a module.
 pub fn peft_name(module: &str, part: char) -> String {
     format!("{PREFIX}{module}.lora_{part}.weight")
+}
+
+/// PEFT's name of a parameter that is saved whole beside the products (`modules_to_save`).
+pub fn peft_saved_name(parameter: &str) -> String {
+    format!("{PREFIX}{parameter}")
 }
 
 /// Looks a tensor up by PEFT's name; a model saved from its base class has shorter names.
@@ -22,6 +27,29 @@ pub(crate) fn find_stored(name: &str, find: &mut impl FnMut(&str) -> Option<RawT
         found.is_some()
     });
     found
+}
+
+/// What PEFT should know of the model around the products.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeftTask {
+    /// `CAUSAL_LM`, `SEQ_CLS`, `SEQ_2_SEQ_LM`.
+    pub task_type: &'static str,
+    /// Modules that are trained and saved whole.
+    pub modules_to_save: Vec<String>,
+}
+
+impl PeftTask {
+    /// What a model is for, by its stacks and its head.
+    pub fn of(model: &ModelConfig) -> Self {
+        let task_type = match (model.head, &model.encoder) {
+            (HeadKind::Classifier { .. }, _) => "SEQ_CLS",
+            (_, Some(_)) => "SEQ_2_SEQ_LM",
+            _ => "CAUSAL_LM",
+        };
+        // `bert.pooler.dense` belongs to the module `pooler`.
+        let module = |name: &str| name.strip_suffix(".weight").map(|module| module.trim_end_matches(".dense").rsplit('.').next().unwrap_or(module).to_string());
+        Self { task_type, modules_to_save: names::classifier(model).iter().filter_map(|parameter| module(&parameter.name)).collect() }
+    }
 }
 
 /// `adapter_config.json` of PEFT.
@@ -69,10 +97,14 @@ impl PeftConfig {
     }
 
     /// Writes an `adapter_config.json` that PEFT reads; `base_model` is a folder or a hub name.
-    pub fn write(config: &LoraConfig, base_model: &str, transposed: bool) -> String {
+    pub fn write(config: &LoraConfig, base_model: &str, model: &ModelConfig) -> String {
+        let PeftTask { task_type, modules_to_save } = PeftTask::of(model);
+        let transposed = model.family.table().transposed;
+        let modules_to_save = (!modules_to_save.is_empty()).then_some(modules_to_save);
         let json = serde_json::json!({
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": task_type,
+            "modules_to_save": modules_to_save,
             "base_model_name_or_path": base_model,
             "r": config.rank,
             "lora_alpha": config.alpha,
@@ -95,7 +127,12 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         let config = LoraConfig { rank: 4, alpha: 8.0, rank_stabilised: true, targets: vec!["q_proj".into()], layers: Some(vec![1, 2]) };
-        assert_eq!(PeftConfig::read(&PeftConfig::write(&config, "org/model", false)).unwrap(), config);
+        let model = |model_type: &str| ModelConfig::parse(&format!(r#"{{"model_type":"{model_type}"}}"#)).unwrap();
+        let llama = ModelConfig::blank(barycenter_model::Family::Llama);
+        assert_eq!(PeftConfig::read(&PeftConfig::write(&config, "org/model", &llama)).unwrap(), config);
+        let classifier = PeftTask::of(&model("bert").with_classifier(2, |_| true).unwrap());
+        assert_eq!((classifier.task_type, classifier.modules_to_save), ("SEQ_CLS", vec!["pooler".to_string(), "classifier".into()]));
+        assert_eq!(PeftTask::of(&model("t5")), PeftTask { task_type: "SEQ_2_SEQ_LM", modules_to_save: Vec::new() });
         assert!(PeftConfig::read("{}").unwrap_err().to_string().contains("`r`"));
         assert!(PeftConfig::read(r#"{"r":2,"use_dora":true}"#).unwrap_err().to_string().contains("use_dora"));
     }

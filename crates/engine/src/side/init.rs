@@ -24,7 +24,7 @@ pub fn initial_values(layout: &SideLayout, seed: u64) -> Vec<f32> {
     let mut flat = vec![0f32; crate::params::flat_len(&infos)];
     for info in &infos {
         let target = &mut flat[info.offset..info.offset + info.elements()];
-        if info.name.starts_with("side.gate") || info.name.starts_with("side.up") {
+        if ["gate.", "up."].iter().any(|start| info.name.starts_with(&layout.name(start))) {
             continue;
         }
         if names::is_norm_weight(&info.name) {
@@ -37,7 +37,7 @@ pub fn initial_values(layout: &SideLayout, seed: u64) -> Vec<f32> {
         // A bias is drawn from the range of the weight it belongs to.
         let weight = info.name.strip_suffix("bias").map(|stem| format!("{stem}weight"));
         let shape = weight.as_deref().and_then(|name| shapes.get(name).copied()).unwrap_or(info.shape.as_slice());
-        let family_matrix = shape.len() == 2 && info.name.starts_with("side.layers");
+        let family_matrix = shape.len() == 2 && info.name.starts_with(&layout.name("layers."));
         let fan_in = if transposed && family_matrix { shape.first() } else { shape.last() };
         uniform(&info.name, seed, *fan_in.unwrap_or(&1), target);
     }

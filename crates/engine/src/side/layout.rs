@@ -45,9 +45,33 @@ pub fn side_model_config(model: &ModelConfig, reduction: usize) -> Result<ModelC
     Ok(side)
 }
 
+/// Which stack's taps a side network reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Chain {
+    /// Those of a model's only stack: `side.…`.
+    #[default]
+    Only,
+    /// Those of the encoder: `side.encoder.…`. It has no Up: the side decoder attends to its normed end.
+    Encoder,
+    /// Those of the decoder: `side.decoder.…`.
+    Decoder,
+}
+
+impl Chain {
+    /// What its parameters' names begin with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Only => "side",
+            Self::Encoder => "side.encoder",
+            Self::Decoder => "side.decoder",
+        }
+    }
+}
+
 /// The part of a side network that belongs to some backbone layers.
 #[derive(Clone, Debug)]
 pub struct SideLayout {
+    chain: Chain,
     config: SideConfig,
     model: ModelConfig,
     side: ModelConfig,
@@ -63,12 +87,27 @@ impl SideLayout {
             let text = format!("taps {:?} do not ascend from 0 to at most {}", config.taps, model.layers);
             return Err(EngineError::BadStage(text));
         }
-        Ok(Self { config: config.clone(), model: model.clone(), side, layers })
+        Ok(Self { chain: Chain::Only, config: config.clone(), model: model.clone(), side, layers })
     }
 
     /// The whole side network.
     pub fn whole(model: &ModelConfig, config: &SideConfig) -> Result<Self, EngineError> {
         Self::new(model, config, 0..model.layers)
+    }
+
+    /// The same as one of the two chains of an encoder-decoder model.
+    pub fn of_chain(self, chain: Chain) -> Self {
+        Self { chain, ..self }
+    }
+
+    /// Which stack's taps it reads.
+    pub fn chain(&self) -> Chain {
+        self.chain
+    }
+
+    /// The full name of one of its parameters or modules.
+    pub fn name(&self, name: &str) -> String {
+        format!("{}.{name}", self.chain.prefix())
     }
 
     /// The configuration.
@@ -112,7 +151,8 @@ impl SideLayout {
         self.config.taps[i] - 1
     }
 
-    /// Names and shapes in flat order; the gates are single elements `side.gate.{i−1}`.
+    /// Names and shapes in flat order; the gates are single elements `side.gate.{i−1}`. Where positions are a bias by
+    /// distance (T5) its table, the chain's own, comes first.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (wide, narrow) = (self.model.width, self.side.width);
         let mut list = Vec::new();
@@ -121,19 +161,42 @@ impl SideLayout {
             list.push((format!("{name}.bias"), vec![shape[0]]));
         };
         if self.is_first() {
-            linear(&mut list, "side.down.0".into(), [narrow, wide]);
+            list.extend(self.relative_bias());
+            linear(&mut list, self.name("down.0"), [narrow, wide]);
         }
         for i in self.steps() {
-            linear(&mut list, format!("side.down.{i}"), [narrow, wide]);
-            list.push((gate_name(i), vec![1]));
+            linear(&mut list, self.name(&format!("down.{i}")), [narrow, wide]);
+            list.push((self.gate_name(i), vec![1]));
             let layer = names::layer_shapes(&self.side).into_iter();
-            list.extend(layer.map(|(name, shape)| (format!("side.layers.{}.{name}", i - 1), shape)));
+            list.extend(layer.map(|(name, shape)| (self.name(&format!("layers.{}.{name}", i - 1)), shape)));
         }
         if self.is_last() {
-            list.extend(names::norm_shapes(&self.side, Some("side.norm"), narrow));
-            linear(&mut list, "side.up".into(), [wide, narrow]);
+            list.extend(names::norm_shapes(&self.side, Some(&self.name("norm")), narrow));
+            if self.has_up() {
+                linear(&mut list, self.name("up"), [wide, narrow]);
+            }
         }
         list
+    }
+
+    /// Whether it ends in an up-projection.
+    pub fn has_up(&self) -> bool {
+        self.chain != Chain::Encoder
+    }
+
+    /// Name and shape of the table of the bias by distance, `[buckets, heads]`: the first layer's by its family's name.
+    pub fn relative_bias(&self) -> Option<(String, Vec<usize>)> {
+        let (name, shape) = names::relative_bias_in_layer(&self.side)?;
+        Some((self.name(&format!("layers.0.{name}")), shape))
+    }
+
+    pub(super) fn gate_name(&self, i: usize) -> String {
+        format!("{}.{}", self.gates_name(), i - 1)
+    }
+
+    /// All gates together, as an adapter file has them.
+    fn gates_name(&self) -> String {
+        self.name("gate")
     }
 
     /// Names, shapes and places in the flat vector.
@@ -147,13 +210,6 @@ impl SideLayout {
     }
 }
 
-pub(super) fn gate_name(i: usize) -> String {
-    format!("{GATE}.{}", i - 1)
-}
-
-/// All gates together, as an adapter file has them.
-const GATE: &str = "side.gate";
-
 /// A flat vector as the tensors of an adapter file (`side.gate` in one piece).
 pub fn named_from_flat(layout: &SideLayout, flat: &[f32]) -> Result<BTreeMap<String, RawTensor>, EngineError> {
     let infos = layout.infos();
@@ -161,18 +217,18 @@ pub fn named_from_flat(layout: &SideLayout, flat: &[f32]) -> Result<BTreeMap<Str
     if flat.len() != expected {
         return Err(EngineError::WrongLength { what: "the side network's state", expected, got: flat.len() });
     }
-    let mut gates = Vec::new();
+    let (gate, mut gates) = (format!("{}.", layout.gates_name()), Vec::new());
     let mut named = BTreeMap::new();
     for info in infos {
         let values = &flat[info.offset..info.offset + info.elements()];
-        if is_gate(&info.name) {
+        if info.name.starts_with(&gate) {
             gates.extend(values);
         } else {
             named.insert(info.name, RawTensor::from_f32(&info.shape, values));
         }
     }
     if !gates.is_empty() {
-        named.insert(GATE.into(), RawTensor::from_f32(&[gates.len()], &gates));
+        named.insert(layout.gates_name(), RawTensor::from_f32(&[gates.len()], &gates));
     }
     Ok(named)
 }
@@ -186,19 +242,15 @@ pub fn flat_from_named(layout: &SideLayout, mut find: impl FnMut(&str) -> Option
         find(name).filter(|tensor| tensor.shape == shape).map(|tensor| tensor.to_f32()).ok_or_else(bad)
     };
     let steps = layout.config.taps.len() - 1;
-    let gates = if steps > 0 { get(GATE, &[steps])? } else { Vec::new() };
+    let gates = if steps > 0 { get(&layout.gates_name(), &[steps])? } else { Vec::new() };
     for info in infos {
         let target = &mut flat[info.offset..info.offset + info.elements()];
-        match info.name.strip_prefix("side.gate.").and_then(|index| index.parse::<usize>().ok()) {
+        match info.name.strip_prefix(&format!("{}.", layout.gates_name())).and_then(|index| index.parse::<usize>().ok()) {
             Some(index) => target[0] = gates[index],
             None => target.copy_from_slice(&get(&info.name, &info.shape)?),
         }
     }
     Ok(flat)
-}
-
-fn is_gate(name: &str) -> bool {
-    name.starts_with(GATE)
 }
 
 #[cfg(test)]
@@ -226,6 +278,23 @@ mod tests {
                 assert_eq!(parts.iter().map(SideLayout::flat_len).sum::<usize>(), whole.flat_len());
             }
         }
+    }
+
+    #[test]
+    fn the_chains_of_two_stacks_have_names_of_their_own() {
+        let json = serde_json::json!({"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4});
+        let model = ModelConfig::parse(&json.to_string()).unwrap();
+        let chain = |stack: &ModelConfig, chain| SideLayout::whole(stack, &SideConfig::new(4, 2)).unwrap().of_chain(chain);
+        let (encoder, decoder) = (chain(model.encoder.as_ref().unwrap(), Chain::Encoder), chain(&model, Chain::Decoder));
+        let has = |layout: &SideLayout, name: &str| layout.parameters().iter().any(|(known, _)| known == name);
+        assert!(has(&encoder, "side.encoder.down.2.weight") && has(&encoder, "side.encoder.norm.weight") && !has(&encoder, "side.encoder.up.weight"));
+        assert!(has(&decoder, "side.decoder.up.bias") && has(&decoder, "side.decoder.layers.1.layer.1.EncDecAttention.k.weight"));
+        let table = "side.decoder.layers.0.layer.0.SelfAttention.relative_attention_bias.weight";
+        assert_eq!(decoder.relative_bias(), Some((table.to_string(), vec![32, 4])));
+        let flat = super::super::initial_values(&encoder, 7);
+        let named = named_from_flat(&encoder, &flat).unwrap();
+        assert_eq!(named["side.encoder.gate"].to_f32(), [0.0; 2]);
+        assert_eq!(flat_from_named(&encoder, |name| named.get(name).cloned()).unwrap(), flat);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use crate::packed::{MicroBatch, Sequence};
-use barycenter_model::{FolderTensors, TensorSource};
+use barycenter_model::{FolderTensors, RawTensor, TensorSource};
 
 /// Right-padded token ids of a reference, and which of them are real.
 pub(super) struct Inputs {
@@ -48,6 +48,23 @@ impl Inputs {
         });
         let sequences = sequences.collect::<Result<Vec<_>, EngineError>>()?;
         Ok(MicroBatch { token_types, ..MicroBatch::pack(&sequences) })
+    }
+
+    /// A classifier's batch: the first token of each row learns its label, a class or, of one output, a value.
+    pub(super) fn labelled_rows(&self, labels: &RawTensor, outputs: usize) -> Result<MicroBatch, EngineError> {
+        let first_only = |values: &[i64]| -> Vec<i64> {
+            let padded = values.iter().flat_map(|&label| std::iter::once(label).chain(std::iter::repeat_n(-100, self.padded_len - 1)));
+            padded.collect()
+        };
+        match outputs {
+            1 => Ok(MicroBatch { values: labels.to_f32(), ..self.micro_batch(&first_only(&vec![0; labels.elements()]), 0)? }),
+            _ => self.micro_batch(&first_only(&labels.to_i64()), 0),
+        }
+    }
+
+    /// The same with a label of class 0 at every real token: where logits of all are wanted.
+    pub(super) fn every_token(&self) -> Result<MicroBatch, EngineError> {
+        self.micro_batch(&vec![0; self.ids.len()], 0)
     }
 
     /// The rows of `[batch, padded_len, …]` that belong to real tokens.

@@ -1,22 +1,27 @@
-//! Reference training runs: parallel adapters and LoRA, step by step.
+//! Reference training runs of every method, step by step.
 
+use super::Report;
 use super::inputs::Inputs;
-use super::{Report, all_logits, not_whole};
 use crate::EngineError;
-use crate::backbone::Backbone;
-use crate::lora::{Lora, PeftConfig, find_stored};
-use crate::loss::cross_entropy;
-use crate::optim::{AdamW, AdamWConfig};
-use crate::packed::{DeviceBatch, MicroBatch};
-use crate::side::{Side, SideConfig, SideLayout, flat_from_named, named_from_flat};
-use crate::tape::{Tape, Var};
-use crate::tensor::{Device, Tensor};
-use barycenter_model::families::ProjectionNames;
-use barycenter_model::{FolderTensors, ModelConfig, TensorSource};
+use crate::bottleneck::{BottleneckConfig, Bottlenecks};
+use crate::chains::{Chains, ChainsConfig};
+use crate::heads::trained_head;
+use crate::lora::{Lora, PeftConfig, find_stored, peft_saved_name};
+use crate::optim::{AdamWConfig, LinearSchedule};
+use crate::packed::MicroBatch;
+use crate::parallel::ParallelTrainer;
+use crate::tape::no_yield;
+use crate::tensor::Device;
+use crate::train_full::{FullTrainer, FullTraining};
+use crate::trainer::{self, Trainer};
+use crate::tune::{Inserts, Tuner};
+use barycenter_model::families::{AttentionNames, ProjectionNames};
+use barycenter_model::{FolderTensors, HeadKind, ModelConfig, Overlay, RawTensor, TensorSource, names};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What `pac.json` or `lora.json` says of the run.
+/// What the JSON file beside a run says of it.
 struct RunSettings {
     text: String,
     json: Value,
@@ -42,169 +47,159 @@ impl RunSettings {
         Ok(Self { text, json, optimiser, lr, steps })
     }
 
-    fn side(&self, path: &Path, layers: usize) -> Result<SideConfig, EngineError> {
-        let bad = |key: &str| EngineError::File { file: path.display().to_string(), reason: format!("`{key}` is not a number") };
-        let reduction = self.json["reduction"].as_u64().ok_or_else(|| bad("reduction"))?;
-        let mut side = SideConfig::new(reduction as usize, layers);
-        if let Some(taps) = self.json["taps"].as_array() {
-            side.taps = taps.iter().map(|tap| tap.as_u64().map(|tap| tap as usize).ok_or_else(|| bad("taps"))).collect::<Result<_, _>>()?;
-        }
-        side.temperature = self.json["gate_temperature"].as_f64().ok_or_else(|| bad("gate_temperature"))? as f32;
-        Ok(side)
+    /// A whole number that the settings must have.
+    fn number(&self, path: &Path, key: &str) -> Result<f64, EngineError> {
+        self.json[key].as_f64().ok_or_else(|| EngineError::File { file: path.display().to_string(), reason: format!("`{key}` is not a number") })
+    }
+
+    fn chains(&self, path: &Path) -> Result<ChainsConfig, EngineError> {
+        let taps = |key: &str| -> Result<Option<Vec<usize>>, EngineError> {
+            let bad = || EngineError::File { file: path.display().to_string(), reason: format!("`{key}` holds something that is not a number") };
+            let Some(list) = self.json[key].as_array() else { return Ok(None) };
+            list.iter().map(|tap| tap.as_u64().map(|tap| tap as usize).ok_or_else(bad)).collect::<Result<_, _>>().map(Some)
+        };
+        Ok(ChainsConfig {
+            reduction: self.number(path, "reduction")? as usize,
+            temperature: self.number(path, "gate_temperature")? as f32,
+            taps: taps("taps")?,
+            encoder_taps: taps("encoder_taps")?,
+        })
+    }
+
+    /// The trainers' own schedule is not used here: a reference has one learning rate.
+    fn training(&self) -> FullTraining {
+        let schedule = LinearSchedule { warmup_steps: 0, total_steps: self.steps, peak_lr: self.lr };
+        FullTraining { schedule, optimiser: self.optimiser, max_norm: 0.0 }
     }
 }
 
-/// How far ahead the label of a token lies: a causal model predicts the next token, BERT the one it stands on.
-fn label_shift(model: &Backbone) -> usize {
-    usize::from(model.config.causal)
+/// The batch of a run, and the inputs that its logits belong to: the decoder's, where there are two stacks.
+fn batch_of(config: &ModelConfig, file: &mut FolderTensors) -> Result<(MicroBatch, Inputs), EngineError> {
+    let labels = file.load("labels")?;
+    let first = Inputs::load(file, "")?;
+    let (batch, inputs) = match (&config.encoder, config.head) {
+        (Some(_), _) => {
+            // The decoder's inputs are the labels moved by one already.
+            let inputs = Inputs::load(file, "decoder_")?;
+            let encoder = Some(Box::new(first.micro_batch(&[], 0)?));
+            (MicroBatch { encoder, ..inputs.micro_batch(&labels.to_i64(), 0)? }, inputs)
+        }
+        (None, HeadKind::Classifier { labels: outputs, .. }) => (first.labelled_rows(&labels, outputs)?, first),
+        // A causal model predicts the next token, BERT's masked head the one it stands on.
+        (None, _) => (first.micro_batch(&labels.to_i64(), usize::from(config.causal))?, first),
+    };
+    batch.check(config)?;
+    Ok((batch, inputs))
 }
 
-pub(super) async fn verify_pac(
+/// Repeats a run of training: losses, gradients of the second step, final values and logits.
+pub(super) async fn verify_run(
     device: &Device,
-    model: &Backbone,
+    config: &ModelConfig,
+    weights: &mut dyn TensorSource,
+    part: &'static str,
     settings_path: &Path,
-    pac: &mut FolderTensors,
+    file: &mut FolderTensors,
     report: &mut Report,
 ) -> Result<(), EngineError> {
     let settings = RunSettings::read(settings_path)?;
-    if model.encoder.is_some() {
-        let reason = "it is a run with one chain, the model has an encoder and a decoder";
-        return Err(EngineError::File { file: settings_path.display().to_string(), reason: reason.into() });
+    let training = settings.training();
+    let (batch, inputs) = batch_of(config, file)?;
+    // What is trained of a classifier is what the file starts from.
+    let stored = |name: &str, file: &FolderTensors| if part == "lora" { stored_peft(name, file) } else { Some(format!("init.{name}")).filter(|name| file.has(name)) };
+    let mut start = BTreeMap::new();
+    for parameter in names::classifier(config) {
+        if let Some(name) = stored(&parameter.name, file) {
+            start.insert(parameter.name, file.load(&name)?);
+        }
     }
-    let labels = pac.load("labels")?.to_i64();
-    let batch = Inputs::load(pac, "")?.micro_batch(&labels, label_shift(model))?;
-    batch.check(&model.config)?;
-    let layout = SideLayout::whole(&model.config, &settings.side(settings_path, model.config.layers)?)?;
-    let start = flat_from_named(&layout, |name| pac.load(&format!("init.{name}")).ok())?;
-    let side = Side::new(device, layout.clone(), &start)?;
-    let optimiser = AdamW::new(device, &side.parameters, settings.optimiser);
+    let trained: BTreeSet<String> = start.keys().cloned().collect();
+    let mut weights = Overlay::new(start, weights);
+    let mut head = || match trained.is_empty() {
+        true => Ok(None),
+        false => trained_head(device, config, &mut weights, |name| trained.contains(name)).map(Some),
+    };
+    let mut trainer: Box<dyn Trainer> = match part {
+        "pac" => {
+            let head = head()?;
+            let chains = Chains::load(device, config, &settings.chains(settings_path)?, |name| file.load(&format!("init.{name}")).ok())?;
+            Box::new(ParallelTrainer::load(device, config, &mut weights, chains, head, training)?)
+        }
+        "lora" => {
+            let head = head()?;
+            let lora = Lora::new(device, config, &PeftConfig::read(&settings.text)?, |name| file.load(&format!("init.{name}")).ok())?;
+            Box::new(Tuner::load_with_head(device, config, &mut weights, Inserts::Lora(lora), head, training)?)
+        }
+        "adapters" => {
+            let head = head()?;
+            let layers = 0..names::stacks(config).map(|(stack, _)| stack.layers).max().unwrap_or(0);
+            let adapters = BottleneckConfig { reduction: settings.number(settings_path, "reduction")? as usize, layers };
+            let adapters = Bottlenecks::load(device, config, &adapters, |name| file.load(&format!("init.{name}")).ok())?;
+            Box::new(Tuner::load_with_head(device, config, &mut weights, Inserts::Bottlenecks(adapters), head, training)?)
+        }
+        _ => Box::new(FullTrainer::load(device, config, &mut weights, training)?),
+    };
     let mut losses = Vec::new();
     for step in 1..=settings.steps {
-        side.parameters.zero_grads();
-        losses.push(pac_step(device, model, &side, &batch).await?);
+        losses.push(trainer::gradients(&*trainer, &batch, None, &no_yield()).await?);
         if step == 2 {
-            compare_side(&layout, "grad1", &side.parameters.read_grads().await?, pac, report)?;
+            compare(config, part, "grad1", trainer::gradient_tensors(&*trainer).await?, file, report)?;
         }
-        optimiser.step(&side.parameters, step, settings.lr, 1.0);
+        trainer::update(&mut *trainer, settings.lr, 1.0);
     }
-    let reference = pac.load("losses")?.to_f32();
-    report.push("pac", "losses", &losses, &reference);
-    compare_side(&layout, "final", &side.parameters.read_values().await?, pac, report)
-}
-
-/// Forward and backward over the whole batch; returns the mean loss.
-async fn pac_step(device: &Device, model: &Backbone, side: &Side, batch: &MicroBatch) -> Result<f32, EngineError> {
-    let on_device = DeviceBatch::new(device, batch);
-    let tape = Tape::recording(device);
-    let mut b = model.embed(&tape, &on_device).ok_or_else(not_whole)?;
-    let (tap, mut rho) = tape.tap_scale(&b.value);
-    let mut a = side.start(&tape, &tap)?;
-    for index in 0..model.layers.len() {
-        b = model.layer(&tape, index, &b, &on_device)?;
-        let tap;
-        (tap, rho) = tape.tap_scale(&b.value);
-        if let Some(step) = side.layout.step_after_layer(index) {
-            a = side.step(&tape, step, &a, &tap, &on_device)?;
-        }
+    report.push(part, "losses", &losses, &file.load("losses")?.to_f32());
+    compare(config, part, "final", trainer::tensors(&*trainer).await?, file, report)?;
+    if file.has("final_logits") {
+        let reference = file.load("final_logits")?;
+        let is_classifier = matches!(config.head, HeadKind::Classifier { .. });
+        let (batch, reference) = match is_classifier {
+            true => (batch, reference.to_f32()),
+            false => (MicroBatch { encoder: batch.encoder, ..inputs.every_token()? }, inputs.unmasked(&reference.to_f32())),
+        };
+        let (_, rows) = trainer::answers(&*trainer, &batch, None, &no_yield()).await?;
+        report.push(part, "final_logits", &rows.concat(), &reference);
     }
-    let rows = Tensor::from_u32(device, &batch.labelled_rows);
-    let classes = Tensor::from_u32(device, &batch.classes);
-    let gather = |x: &Var| tape.gather_rows(x, &rows);
-    let (base, rho) = (gather(&b).value, gather(&Var::constant(rho.reshaped(&[rho.len(), 1]))).value);
-    let out = side.finish(&tape, &gather(&a), &base, &rho.reshaped(&[rows.len()]))?;
-    finish(tape, model, &out, &classes).await
+    Ok(())
 }
 
-/// Mean loss, and the backward pass.
-async fn finish(tape: Tape, model: &Backbone, out: &Var, classes: &Tensor) -> Result<f32, EngineError> {
-    let factor = 1.0 / classes.len().max(1) as f32;
-    let head = model.head.as_ref().filter(|head| !head.shards.is_empty()).ok_or_else(not_whole)?;
-    let losses = cross_entropy(&tape, head, out, classes, factor);
-    tape.backward();
-    Ok((losses.sum().await? * f64::from(factor)) as f32)
+/// The name under which a run of `peft` starts a parameter that is saved whole.
+fn stored_peft(parameter: &str, file: &FolderTensors) -> Option<String> {
+    let found = |name: &str| format!("init.{}", peft_saved_name(name));
+    names::stored_name(parameter, |name| file.has(&found(name))).map(|name| found(&name))
 }
 
-fn compare_side(layout: &SideLayout, prefix: &str, flat: &[f32], pac: &mut FolderTensors, report: &mut Report) -> Result<(), EngineError> {
-    for (name, tensor) in named_from_flat(layout, flat)? {
-        if prefix == "grad1" && has_no_gradient(layout.side_model(), &name) {
+/// Compares tensors with those of a file behind `prefix`; of gradients those that the file has.
+fn compare(
+    config: &ModelConfig,
+    part: &'static str,
+    prefix: &str,
+    tensors: BTreeMap<String, RawTensor>,
+    file: &mut FolderTensors,
+    report: &mut Report,
+) -> Result<(), EngineError> {
+    for (name, tensor) in tensors {
+        let reference = match part {
+            "lora" => find_stored(&name, &mut |name| file.load(&format!("{prefix}.{name}")).ok()),
+            _ => names::stored_name(&name, |name| file.has(&format!("{prefix}.{name}"))).and_then(|name| file.load(&format!("{prefix}.{name}")).ok()),
+        };
+        let is_gradient = prefix == "grad1";
+        if is_gradient && (reference.is_none() || has_no_gradient(config, &name)) {
             continue;
         }
-        let name = format!("{prefix}.{name}");
-        let reference = pac.load(&name)?.to_f32();
-        report.push("pac", name, &tensor.to_f32(), &reference);
+        // What is missing is infinitely far off.
+        let reference = reference.map(|reference| reference.to_f32()).unwrap_or_default();
+        report.push(part, format!("{prefix}.{name}"), &tensor.to_f32(), &reference);
     }
     Ok(())
 }
 
 /// Whether a parameter's gradient is 0 but for rounding, so that there is nothing to compare: the bias of a key adds
 /// the same to all scores of a query, which the softmax takes away again, unless keys are rotated or normed.
-fn has_no_gradient(side: &ModelConfig, name: &str) -> bool {
-    let ProjectionNames::Split { k, .. } = side.names().attention.projections else { return false };
-    side.rope(0).is_none() && !side.qk_norm && name.ends_with(&format!("{k}.bias"))
-}
-
-/// The inputs of a run on a model of either kind.
-struct Batches {
-    /// Of the encoder, where there is one.
-    encoder: Option<DeviceBatch>,
-    /// Of the decoder, or of the only stack.
-    batch: DeviceBatch,
-}
-
-impl Batches {
-    /// Hidden states behind the last layer.
-    fn hidden(&self, tape: &Tape, model: &Backbone) -> Result<Var, EngineError> {
-        let memory = self.encoder.as_ref().map(|encoder| model.encode(tape, encoder, &self.batch)).transpose()?;
-        let mut x = model.embed(tape, &self.batch).ok_or_else(not_whole)?;
-        for index in 0..model.layers.len() {
-            x = model.layer_across(tape, index, &x, &self.batch, memory.as_ref())?;
-        }
-        Ok(x)
-    }
-}
-
-pub(super) async fn verify_lora(
-    device: &Device,
-    model: &mut Backbone,
-    settings_path: &Path,
-    file: &mut FolderTensors,
-    report: &mut Report,
-) -> Result<(), EngineError> {
-    let settings = RunSettings::read(settings_path)?;
-    let config = PeftConfig::read(&settings.text)?;
-    let lora = Lora::new(device, &model.config, &config, |name| file.load(&format!("init.{name}")).ok())?;
-    lora.attach(model);
-    let labels = file.load("labels")?.to_i64();
-    let first = Inputs::load(file, "")?;
-    let (encoder, inputs, shift) = match model.encoder.is_some() {
-        // The decoder's inputs are the labels moved by one already.
-        true => (Some(first.micro_batch(&[], 0)?), Inputs::load(file, "decoder_")?, 0),
-        false => (None, first, label_shift(model)),
+fn has_no_gradient(config: &ModelConfig, name: &str) -> bool {
+    let is_key_bias = |names: &AttentionNames| match names.projections {
+        ProjectionNames::Split { k, .. } => name.ends_with(&format!("{k}.bias")),
+        ProjectionNames::Fused(_) => false,
     };
-    let batch = inputs.micro_batch(&labels, shift)?;
-    batch.check(&model.config)?;
-    let batches = Batches { encoder: encoder.map(|batch| DeviceBatch::new(device, &batch)), batch: DeviceBatch::new(device, &batch) };
-    let (rows, classes) = (Tensor::from_u32(device, &batch.labelled_rows), Tensor::from_u32(device, &batch.classes));
-    let optimiser = AdamW::new(device, &lora.parameters, settings.optimiser);
-    let mut losses = Vec::new();
-    for step in 1..=settings.steps {
-        lora.parameters.zero_grads();
-        let tape = Tape::recording(device);
-        let hidden = batches.hidden(&tape, model)?;
-        let labelled = tape.gather_rows(&hidden, &rows);
-        losses.push(finish(tape, model, &labelled, &classes).await?);
-        optimiser.step(&lora.parameters, step, settings.lr, 1.0);
-    }
-    report.push("lora", "losses", &losses, &file.load("losses")?.to_f32());
-    for (name, tensor) in lora.tensors().await? {
-        let reference = find_stored(&name, &mut |name| file.load(&format!("final.{name}")).ok());
-        let reference = reference.map(|reference| reference.to_f32()).unwrap_or_default();
-        report.push("lora", format!("final.{name}"), &tensor.to_f32(), &reference);
-    }
-    if file.has("final_logits") {
-        let x = batches.hidden(&Tape::computing(device), model)?;
-        let got = all_logits(model, &batches.batch, &x).await?;
-        report.push("lora", "final_logits", &got, &inputs.unmasked(&file.load("final_logits")?.to_f32()));
-    }
-    Ok(())
+    let mut attentions = names::stacks(config).flat_map(|(_, names)| [Some(&names.attention), names.cross.as_ref()]).flatten();
+    config.rope(0).is_none() && !config.qk_norm && attentions.any(is_key_bias)
 }

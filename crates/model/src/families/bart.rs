@@ -53,7 +53,7 @@ pub static TABLE: FamilyTable = FamilyTable {
     model_type: "bart",
     read,
     stack: |config| if config.causal { &DECODER } else { &ENCODER },
-    head: HeadNames { bias: Some(("final_logits_bias", 1)), ..HeadNames::PLAIN },
+    head: HeadNames { bias: Some(("final_logits_bias", 1)), bias_is_buffer: true, ..HeadNames::PLAIN },
     transposed: false,
     file_ties_head: false,
 };

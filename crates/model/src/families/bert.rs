@@ -39,6 +39,7 @@ pub static TABLE: FamilyTable = FamilyTable {
     head: HeadNames {
         weight: "cls.predictions.decoder",
         bias: Some(("cls.predictions.decoder.bias", 0)),
+        bias_is_buffer: false,
         transform: Some(["cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"]),
         classifier: Some(["bert.pooler.dense", "classifier"]),
     },
@@ -86,13 +87,16 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
     })
 }
 
+/// The class of `transformers` with the head that classifies.
+pub const CLASSIFIER_CLASS: &str = "BertForSequenceClassification";
+
 /// By the class the weights were saved from.
 fn head(json: &Reader<'_>) -> Result<HeadKind, ModelError> {
     Ok(match json.architecture() {
         "BertForMaskedLM" | "BertForPreTraining" => HeadKind::Masked,
-        "BertForSequenceClassification" => {
+        CLASSIFIER_CLASS => {
             let named = json.get("id2label").and_then(Value::as_object).map(|labels| labels.len());
-            HeadKind::Classifier { labels: json.optional("num_labels")?.or(named).unwrap_or(2).max(1) }
+            HeadKind::Classifier { labels: json.optional("num_labels")?.or(named).unwrap_or(2).max(1), pooled: true }
         }
         _ => HeadKind::None,
     })

@@ -1,0 +1,34 @@
+//! Rows of source and target, as samples of an encoder-decoder model.
+
+use super::data::{Data, DataFile, split_rows};
+use anyhow::{Context, Result};
+use barycenter_engine::Sample;
+use barycenter_engine::packed::Sequence;
+use barycenter_model::dataset::{Row, Seq2SeqSample, TooLong, read_seq2seq, tokenise_seq2seq};
+use barycenter_model::{ModelConfig, TextTokenizer};
+
+/// Reads and tokenises the rows of both files; those longer than the context are left out.
+pub(super) fn read(file: &DataFile, held_out: Option<&DataFile>, tokenizer: &TextTokenizer, config: &ModelConfig, context: usize, seed: u64) -> Result<Data> {
+    let start = config.decoder_start.context("config.json has no `decoder_start_token_id`, so the decoder has nothing to begin with: add it")?;
+    let rows = |file: &DataFile| read_seq2seq(&file.name, &file.bytes, file.format);
+    let (train, dev) = split_rows(rows(file)?, held_out.map(rows).transpose()?, seed, Row::clone);
+    let tokenise = |file: &DataFile, rows: &[Row]| -> Result<Vec<Sample>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (samples, _) = tokenise_seq2seq(&file.name, rows, tokenizer, start, context, TooLong::LeaveOut)?;
+        if samples.len() < rows.len() {
+            println!("{} of {} rows of {} are longer than {context} tokens and left out", rows.len() - samples.len(), rows.len(), file.name);
+        }
+        Ok(samples.into_iter().map(sample).collect())
+    };
+    let mut samples = tokenise(file, &train)?;
+    let train = samples.len();
+    samples.extend(tokenise(held_out.unwrap_or(file), &dev)?);
+    Ok(Data { samples, train, questions: Vec::new(), goal: None })
+}
+
+fn sample(row: Seq2SeqSample) -> Sample {
+    let sequence = Sequence { ids: row.target.ids, labels: row.target.labels };
+    Sample { source: Some(row.source), ..sequence.into() }
+}

@@ -1,0 +1,209 @@
+//! `barycenter train` on an encoder and on encoder-decoder models, every method: it learns, writes what can be used, and
+//! refuses what does not fit. The models are those of `tests/golden/tasks`, with a tokenizer of single letters.
+
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const METHODS: [&str; 4] = ["parallel_adapter", "lora", "adapters", "full"];
+
+fn program(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_barycenter")).args(arguments).output().expect("the program starts")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// A golden model's folder with a tokenizer: [CLS] 0, [SEP] 1 (the end token of T5), a 2 … z 27.
+fn model(folder: &Path, case: &str) -> PathBuf {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tasks").join(case);
+    let to = folder.join(case);
+    std::fs::create_dir_all(&to).expect("made");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), to.join(name)).expect("the golden model is there");
+    }
+    let mut vocabulary = serde_json::Map::from_iter([("[CLS]".to_string(), 0.into()), ("[SEP]".to_string(), 1.into())]);
+    vocabulary.extend(('a'..='z').enumerate().map(|(at, letter)| (letter.to_string(), (at + 2).into())));
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let token = |id: &str, kind: u32| json!({"SpecialToken": {"id": id, "type_id": kind}});
+    let sequence = |id: &str, kind: u32| json!({"Sequence": {"id": id, "type_id": kind}});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
+        "added_tokens": [special(0, "[CLS]"), special(1, "[SEP]")],
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[a-z]"}, "behavior": "Removed", "invert": true},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [token("[CLS]", 0), sequence("A", 0), token("[SEP]", 0)],
+            "pair": [token("[CLS]", 0), sequence("A", 0), token("[SEP]", 0), sequence("B", 1), token("[SEP]", 1)],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [0], "tokens": ["[CLS]"]}, "[SEP]": {"id": "[SEP]", "ids": [1], "tokens": ["[SEP]"]}}
+        },
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "z"}
+    });
+    std::fs::write(to.join("tokenizer.json"), tokenizer.to_string()).expect("written");
+    to
+}
+
+/// Four letters each: in turn of the first eight of the alphabet and of eight behind its middle.
+fn words(count: u32) -> impl Iterator<Item = String> {
+    let mut state = 12_345u64;
+    let mut below_eight = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8 % 8
+    };
+    (0..count).map(move |i| {
+        let first = if i % 2 == 0 { b'a' } else { b'm' };
+        (0..4).map(|_| char::from(first + below_eight()).to_string()).collect::<Vec<_>>().join(" ")
+    })
+}
+
+fn is_low(word: &str) -> bool {
+    word.starts_with(|letter| letter < 'm')
+}
+
+/// Trains on a file; gives what `--json` says.
+fn train(model: &Path, data: &Path, arguments: &[&str]) -> Value {
+    let json = model.join("report.json");
+    let usual = ["train", "--device", "cpu", "--model", text(model), "--data", text(data), "--json", text(&json), "--epochs", "4", "--batch", "8", "--warmup-steps", "1"];
+    let output = program(&[&usual, arguments].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(&std::fs::read_to_string(json).expect("a report")).expect("JSON")
+}
+
+fn of_epochs(report: &Value, key: &str) -> Vec<f64> {
+    report["epochs"].as_array().expect("epochs").iter().map(|epoch| epoch[key].as_f64().unwrap_or_else(|| panic!("no {key}: {epoch}"))).collect()
+}
+
+fn tensor_names(file: &Path) -> Vec<String> {
+    let bytes = std::fs::read(file).expect("written");
+    barycenter_model::SafetensorsHeader::parse(&bytes).expect("a safetensors file").tensors.into_keys().collect()
+}
+
+#[test]
+fn an_encoder_learns_classes_by_every_method() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = model(folder.path(), "bert-classify");
+    let data = folder.path().join("rows.tsv");
+    let rows: Vec<String> = words(96).map(|word| format!("{}\t{word}", if is_low(&word) { "low" } else { "high" })).collect();
+    std::fs::write(&data, format!("label\tsentence\n{}\n", rows.join("\n"))).expect("written");
+    for method in METHODS {
+        let out = folder.path().join(method);
+        // All weights together move the outputs further.
+        let rate = if method == "full" { "5e-3" } else { "1e-2" };
+        let report = train(&model, &data, &["--task", "classify", "--method", method, "--learning-rate", rate, "--reduction", "4", "--out", text(&out)]);
+        let (losses, accuracy) = (of_epochs(&report, "loss"), of_epochs(&report, "accuracy"));
+        assert!(losses[3] < losses[0], "{method}: {losses:?}");
+        // Narrow blocks in a random model of width 24 need more than four epochs.
+        assert!(accuracy[3] >= 0.9 || method == "adapters", "{method}: {accuracy:?}");
+        assert!(accuracy.iter().chain(&of_epochs(&report, "f1")).all(|value| (0.0..=1.0).contains(value)), "{method}: {accuracy:?}");
+        let cached = report["cache_bytes"].as_u64().expect("bytes");
+        assert_eq!(cached > 0, method == "parallel_adapter", "{method}: {cached} bytes");
+        if method == "full" {
+            let config = std::fs::read_to_string(out.join("config.json")).expect("written");
+            assert!(config.contains("BertForSequenceClassification") && config.contains("\"0\": \"high\""), "{config}");
+            assert!(tensor_names(&out.join("model.safetensors")).contains(&"classifier.weight".into()));
+            // What was written is a model of the same labels: it goes on where it was.
+            let again = of_epochs(&train(&out, &data, &["--method", "full", "--learning-rate", "1e-4"]), "loss");
+            assert!(again[0] < losses[0], "{again:?} {losses:?}");
+            continue;
+        }
+        let labels: Value = serde_json::from_str(&std::fs::read_to_string(out.join("labels.json")).expect("written")).expect("JSON");
+        assert_eq!(labels, json!({"task": "classify", "labels": ["high", "low"]}));
+        let names = tensor_names(&out.join("adapter_model.safetensors"));
+        let head = if method == "lora" { "base_model.model.bert.pooler.dense.weight" } else { "bert.pooler.dense.weight" };
+        assert!(names.contains(&head.into()), "{method}: {names:?}");
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(out.join("adapter_config.json")).expect("written")).expect("JSON");
+        if method == "lora" {
+            assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["pooler", "classifier"])));
+            assert!(config["target_modules"].as_array().expect("names").iter().all(|name| name != "dense"), "`dense` would be the pooler's too: {config}");
+        }
+    }
+    let uncached = of_epochs(&train(&model, &data, &["--reduction", "4", "--cache", "none"]), "loss");
+    let cached = of_epochs(&train(&model, &data, &["--reduction", "4"]), "loss");
+    assert!(uncached.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 2e-3 * a), "{uncached:?} {cached:?}");
+    let last = ["--method", "lora", "--last-layers", "1"];
+    let (whole, boundary) = (of_epochs(&train(&model, &data, &last), "loss"), of_epochs(&train(&model, &data, &[&last[..], &["--cache", "f16"]].concat()), "loss"));
+    assert!(whole.iter().zip(&boundary).all(|(a, b)| (a - b).abs() < 2e-3 * a), "{whole:?} {boundary:?}");
+}
+
+#[test]
+fn an_encoder_learns_numbers_from_rows_without_a_header() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = model(folder.path(), "bert-classify");
+    let data = folder.path().join("rows.tsv");
+    let rows: Vec<String> = words(96).map(|word| format!("{word}\t{}", if is_low(&word) { -1.5 } else { 2.0 })).collect();
+    std::fs::write(&data, rows.join("\n")).expect("written");
+    for method in ["lora", "parallel_adapter"] {
+        let report = train(&model, &data, &["--task", "regress", "--no-header", "--max-tokens", "5", "--method", method, "--learning-rate", "1e-2", "--reduction", "4"]);
+        let losses = of_epochs(&report, "loss");
+        assert!(losses[3] < losses[0], "{method}: {losses:?}");
+        let (pearson, spearman) = (of_epochs(&report, "pearson"), of_epochs(&report, "spearman"));
+        assert!(pearson[3] > 0.9 && spearman[3] > 0.5 && pearson[3] <= 1.0, "{method}: {pearson:?} {spearman:?}");
+    }
+}
+
+#[test]
+fn encoder_decoder_models_learn_targets_by_every_method() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().join("rows.jsonl");
+    let rows: Vec<String> = words(32).map(|word| json!({"input": word, "target": word.chars().rev().collect::<String>()}).to_string()).collect();
+    std::fs::write(&data, rows.join("\n")).expect("written");
+    for case in ["t5-seq2seq", "bart-seq2seq"] {
+        let model = model(folder.path(), case);
+        for method in METHODS {
+            let out = folder.path().join(format!("{case}-{method}"));
+            let report = train(&model, &data, &["--method", method, "--learning-rate", "1e-2", "--reduction", "4", "--out", text(&out)]);
+            let losses = of_epochs(&report, "loss");
+            assert!(losses[3] < losses[0], "{case} {method}: {losses:?}");
+            assert!(of_epochs(&report, "perplexity").iter().all(|value| *value > 1.0));
+            let (file, expected) = match method {
+                "parallel_adapter" => ("adapter_model.safetensors", "side.encoder.down.0.weight"),
+                "adapters" => ("adapter_model.safetensors", "decoder.layers.0.feed_forward.up.weight"),
+                "full" if case == "bart-seq2seq" => ("model.safetensors", "final_logits_bias"),
+                "full" => ("model.safetensors", "shared.weight"),
+                _ => ("adapter_config.json", "SEQ_2_SEQ_LM"),
+            };
+            match file {
+                "adapter_config.json" => assert!(std::fs::read_to_string(out.join(file)).expect("written").contains(expected)),
+                _ => assert!(tensor_names(&out.join(file)).contains(&expected.into()), "{case} {method}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_one_sentence() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (bert, t5) = (model(folder.path(), "bert-classify"), model(folder.path(), "t5-seq2seq"));
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path
+    };
+    let classes = file("classes.tsv", "text\tlabel\na b\tyes\nc d\tno\ne f\tyes\n");
+    let other = file("other.tsv", "text\tlabel\na b\tmaybe\n");
+    let pairs = file("pairs.jsonl", "{\"input\":\"a b\",\"target\":\"b a\"}\n{\"input\":\"c\",\"target\":\"c\"}\n");
+    let one = file("one.tsv", "text\tlabel\na b\tyes\nc d\tyes\n");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo");
+    let cases: [(&Path, &Path, &[&str], &str); 11] = [
+        (&bert, &classes, &["--task", "prompt"], "--task prompt is not for an encoder such as this bert: choose --task classify or regress"),
+        (&t5, &pairs, &["--task", "classify"], "choose --task seq2seq"),
+        (&demo, &classes, &["--task", "classify"], "a decoder such as this llama"),
+        (&bert, &classes, &["--task", "regress"], "line 2 of classes.tsv has the label `yes`, which is not a number"),
+        (&bert, &classes, &["--held-out", text(&other)], "line 2 of other.tsv has the label `maybe`, which is none of the classes no, yes"),
+        (&bert, &one, &[], "one.tsv has 1 class"),
+        (&bert, &pairs, &[], "line 1 of pairs.jsonl"),
+        (&bert, &classes, &["--max-tokens", "99"], "--max-tokens 99 must be 1 to 24"),
+        (&bert, &classes, &["--cache", "f32"], "--cache f32 is not there for parallel adapters"),
+        (&bert, &classes, &["--method", "full", "--cache", "f16"], "leave it out"),
+        (&t5, &pairs, &["--method", "lora", "--last-layers", "1"], "an encoder and a decoder"),
+    ];
+    for (model, data, arguments, said) in cases {
+        let output = program(&[&["train", "--device", "cpu", "--model", text(model), "--data", text(data), "--epochs", "1", "--reduction", "4"], arguments].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code().is_some_and(|code| code > 0) && !error.contains("panicked"), "{arguments:?}: {error}");
+        assert!(error.contains(said), "{arguments:?} does not say {said:?}: {error}");
+    }
+    let reduction = program(&["train", "--device", "cpu", "--model", text(&bert), "--data", text(&classes), "--reduction", "5"]);
+    assert!(String::from_utf8_lossy(&reduction.stderr).contains("cannot be divided by the reduction 5"));
+}
