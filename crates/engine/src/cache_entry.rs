@@ -3,8 +3,12 @@
 //! An entry is `[tokens, width]` f16, row-major, little-endian. The entry of the last tap is followed by ρ(b_L) of the
 //! labelled positions, f32, in the order of the labels.
 
+use crate::op::Dtype;
+use crate::tape::Tape;
+use crate::tensor::{Device, Tensor};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use std::ops::Range;
 
 /// Encodes rows (`values`: tokens · width) and, for the last tap, `rho` of the labelled positions (else empty).
 pub fn encode(values: &[f32], rho: &[f32]) -> Vec<u8> {
@@ -18,38 +22,48 @@ pub fn encode(values: &[f32], rho: &[f32]) -> Vec<u8> {
 
 /// The halves of an entry of `tokens` rows of `width`, and the `labels` values of rho behind them, both as stored; `None`
 /// if the length is another.
-pub fn split(bytes: &[u8], tokens: usize, width: usize, labels: usize) -> Option<(&[u8], &[u8])> {
+fn split(bytes: &[u8], tokens: usize, width: usize, labels: usize) -> Option<(&[u8], &[u8])> {
     (bytes.len() == len_bytes(tokens, width, labels)).then(|| bytes.split_at(2 * tokens * width))
 }
 
 /// Stored f32 values.
-pub fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
     bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk))
 }
 
-/// Decodes an entry of `tokens` rows of `width` with `labels` values of rho behind them; `None` if the length is another.
-pub fn decode(bytes: &[u8], tokens: usize, width: usize, labels: usize) -> Option<(Vec<f32>, Vec<f32>)> {
-    let (halves, rho) = split(bytes, tokens, width, labels)?;
-    let halves: Vec<f16> = halves.as_chunks().0.iter().map(|chunk| f16::from_le_bytes(*chunk)).collect();
-    let mut values = vec![0.0; halves.len()];
-    halves.convert_to_f32_slice(&mut values);
-    Some((values, floats(rho).collect()))
+/// A tap of several sequences `[tokens, width]` on the device, widened there, and the values of rho behind its entries, in
+/// order. For each sequence: its entry, the rows it stands at, and how many values of rho are wanted. `None` if an entry is
+/// missing or has another length.
+pub fn restore<'a>(
+    device: &Device,
+    (tokens, width): (usize, usize),
+    entries: impl IntoIterator<Item = (Option<&'a [u8]>, Range<usize>, usize)>,
+) -> Option<(Tensor, Vec<f32>)> {
+    let mut rows = Rows::new(tokens * width);
+    let mut rho = Vec::new();
+    for (bytes, segment, labels) in entries {
+        let (halves, behind) = split(bytes?, segment.len(), width, labels)?;
+        rows.put(segment.start * width, halves);
+        rho.extend(floats(behind));
+    }
+    // Packed halves come in pairs.
+    let packed = Tensor::from_words(device, &[(tokens * width).next_multiple_of(2)], Dtype::F16, &rows.words);
+    Some((Tape::computing(device).unpack(&packed).part(0, &[tokens, width]), rho))
 }
 
 /// Rows of several entries behind one another, as a device takes packed halves: two a word, the lower index low.
-pub struct Rows {
-    /// The words.
-    pub words: Vec<u32>,
+struct Rows {
+    words: Vec<u32>,
 }
 
 impl Rows {
     /// Room for so many values, all 0.
-    pub fn new(values: usize) -> Self {
+    fn new(values: usize) -> Self {
         Self { words: vec![0; values.div_ceil(2)] }
     }
 
     /// Puts stored halves where element `first` is.
-    pub fn put(&mut self, first: usize, halves: &[u8]) {
+    fn put(&mut self, first: usize, halves: &[u8]) {
         // Words and halves are little-endian on every platform WebGPU runs on, as entries are.
         const { assert!(cfg!(target_endian = "little")) };
         bytemuck::cast_slice_mut::<u32, u8>(&mut self.words)[2 * first..][..halves.len()].copy_from_slice(halves);
@@ -71,12 +85,15 @@ mod tests {
         let rho = [1.0e6, 0.1];
         let bytes = encode(&values, &rho);
         assert_eq!(bytes.len(), len_bytes(3, 4, 2));
-        let (back, back_rho) = decode(&bytes, 3, 4, 2).expect("decodes");
+        let device: Device = std::rc::Rc::new(crate::CpuBackend::default());
+        let (back, back_rho) = restore(&device, (3, 4), [(Some(&bytes[..]), 0..3, 2)]).expect("restores");
+        let back = pollster::block_on(back.read()).expect("reads");
         assert_eq!(back_rho, rho);
         for (x, y) in values.iter().zip(&back) {
             assert!((x - y).abs() <= x.abs() * f32::powi(2.0, -11), "{x} {y}");
         }
-        assert!(decode(&bytes[1..], 3, 4, 2).is_none());
+        assert!(restore(&device, (3, 4), [(Some(&bytes[1..]), 0..3, 2)]).is_none());
+        assert!(restore(&device, (3, 4), [(None, 0..3, 2)]).is_none());
     }
 
     #[test]

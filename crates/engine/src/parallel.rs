@@ -17,6 +17,7 @@ use barycenter_model::names::Parts;
 use barycenter_model::{ModelConfig, RawTensor, TensorSource};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A trainer of side networks beside a frozen model, and of its head where that is a classifier.
 pub struct ParallelTrainer {
@@ -96,16 +97,15 @@ impl ParallelTrainer {
             let count = layout.config().taps.len();
             for tap in 0..count {
                 let has_rho = layout.has_up() && tap + 1 == count;
-                let mut values = Vec::with_capacity(rows.tokens() * config.width);
-                for (at, (segment, labelled)) in rows.segments.iter().zip(&batch.labelled_ranges).enumerate() {
-                    let damaged = || EngineError::BadBatch(format!("cached tap {number} of a sample is missing or damaged: compute it again"));
-                    let bytes = samples.get(at).and_then(|entries| entries.get(number)).ok_or_else(damaged)?;
-                    let labels = if has_rho { labelled.len() } else { 0 };
-                    let (scaled, at_labels) = cache_entry::decode(bytes, segment.len(), config.width, labels).ok_or_else(damaged)?;
-                    values.extend(scaled);
-                    rho.extend(at_labels);
-                }
-                taps.push(Tensor::from_f32(&self.device, &[rows.tokens(), config.width], &values));
+                let of_sequence = |(at, (segment, labelled)): (usize, (&Range<usize>, &Range<usize>))| {
+                    let bytes = samples.get(at).and_then(|entries| entries.get(number)).map(Vec::as_slice);
+                    (bytes, segment.clone(), if has_rho { labelled.len() } else { 0 })
+                };
+                let of_sequences = rows.segments.iter().zip(&batch.labelled_ranges).enumerate().map(of_sequence);
+                let damaged = || EngineError::BadBatch(format!("cached tap {number} of a sample is missing or damaged: compute it again"));
+                let (scaled, at_labels) = cache_entry::restore(&self.device, (rows.tokens(), config.width), of_sequences).ok_or_else(damaged)?;
+                rho.extend(at_labels);
+                taps.push(scaled);
                 number += 1;
             }
             stacks.push(taps);

@@ -9,7 +9,7 @@ use crate::backbone::Backbone;
 use crate::backend::BackendKind;
 use crate::cache_entry;
 use crate::loss::cross_entropy;
-use crate::op::{Dtype, Op};
+use crate::op::Op;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::side::{Side, SideConfig, SideLayout, flat_from_named, initial_values, named_from_flat};
@@ -376,21 +376,13 @@ impl StageRuntime {
 
     /// A tap of all sequences `[tokens, width]`, widened on the device, and for the last one ρ of the labelled rows.
     fn decode_tap<E: AsRef<[Vec<u8>]>>(&self, batch: &MicroBatch, entries: &[E], tap: usize, is_last: bool) -> Result<(Tensor, Vec<f32>), EngineError> {
-        let shape = [batch.tokens(), self.config.width];
-        let mut rows = cache_entry::Rows::new(shape[0] * shape[1]);
-        let mut rho = Vec::new();
-        for (at, (segment, labelled)) in batch.segments.iter().zip(&batch.labelled_ranges).enumerate() {
-            let damaged = || EngineError::BadBatch(format!("cache entry {tap} of a sample is missing or damaged: clear this device's cache"));
-            let bytes = entries.get(at).and_then(|list| list.as_ref().get(tap)).ok_or_else(damaged)?;
-            let labels = if is_last { labelled.len() } else { 0 };
-            let (halves, behind) = cache_entry::split(bytes, segment.len(), shape[1], labels).ok_or_else(damaged)?;
-            rows.put(segment.start * shape[1], halves);
-            rho.extend(cache_entry::floats(behind));
-        }
-        // Packed halves come in pairs.
-        let even = (shape[0] * shape[1]).next_multiple_of(2);
-        let packed = Tensor::from_words(&self.device, &[even], Dtype::F16, &rows.words);
-        Ok((Tape::computing(&self.device).unpack(&packed).part(0, &shape), rho))
+        let of_sequence = |(at, (segment, labelled)): (usize, (&Range<usize>, &Range<usize>))| {
+            let bytes = entries.get(at).and_then(|list| list.as_ref().get(tap)).map(Vec::as_slice);
+            (bytes, segment.clone(), if is_last { labelled.len() } else { 0 })
+        };
+        let of_sequences = batch.segments.iter().zip(&batch.labelled_ranges).enumerate().map(of_sequence);
+        let damaged = || EngineError::BadBatch(format!("cache entry {tap} of a sample is missing or damaged: clear this device's cache"));
+        cache_entry::restore(&self.device, (batch.tokens(), self.config.width), of_sequences).ok_or_else(damaged)
     }
 }
 

@@ -154,26 +154,18 @@ impl Tuner {
     fn decode(&self, batch: &MicroBatch, entries: &[&[u8]], dtype: BoundaryDtype) -> Result<Tensor, EngineError> {
         let width = self.model.config.width;
         let damaged = || EngineError::BadBatch("the cached boundary of a sample is missing or damaged: compute it again".into());
-        let (mut values, mut rho) = (Vec::with_capacity(batch.tokens() * width), Vec::new());
-        for (at, segment) in batch.segments.iter().enumerate() {
-            let bytes = entries.get(at).ok_or_else(damaged)?;
-            match dtype {
-                BoundaryDtype::F32 if bytes.len() == 4 * segment.len() * width => {
-                    values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-                }
-                BoundaryDtype::F32 => return Err(damaged()),
-                BoundaryDtype::F16 => {
-                    let (rows, scales) = cache_entry::decode(bytes, segment.len(), width, segment.len()).ok_or_else(damaged)?;
-                    values.extend(rows);
-                    rho.extend(scales);
-                }
-            }
-        }
         let shape = [batch.tokens(), width];
-        let rows = Tensor::from_f32(&self.device, &shape, &values);
         if dtype == BoundaryDtype::F32 {
-            return Ok(rows);
+            let mut values: Vec<f32> = Vec::with_capacity(batch.tokens() * width);
+            for (at, segment) in batch.segments.iter().enumerate() {
+                let bytes = entries.get(at).filter(|bytes| bytes.len() == 4 * segment.len() * width).ok_or_else(damaged)?;
+                values.extend(bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)));
+            }
+            return Ok(Tensor::from_f32(&self.device, &shape, &values));
         }
+        let of_sequence = |(at, segment): (usize, &std::ops::Range<usize>)| (entries.get(at).copied(), segment.clone(), segment.len());
+        let of_sequences = batch.segments.iter().enumerate().map(of_sequence);
+        let (rows, rho) = cache_entry::restore(&self.device, (shape[0], width), of_sequences).ok_or_else(damaged)?;
         let rho = Tensor::from_f32(&self.device, &[batch.tokens()], &rho);
         let out = Tensor::empty(&self.device, &shape);
         out.run(Op::ScaleRows { x: rows.slice(), rho: rho.slice(), out: out.slice(), rows: shape[0] as u32, cols: width as u32, accumulate: false });
