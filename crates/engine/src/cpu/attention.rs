@@ -191,7 +191,7 @@ fn attend(task: &Task, inputs: &Inputs<'_>, shape: &AttentionShape) -> (Vec<f32>
             scores.resize(count * width, 0.0);
             let query = Matrix(&q[task.q_at(g, first)..], (task.q_stride, 1));
             let key = Matrix(&k[task.k_at(keys.start)..], (1, task.k_stride));
-            strided(query, key, &mut scores, (width, 1), (count, width, task.head_dim), false, false);
+            strided(query, key, &mut scores, width, (count, width, task.head_dim), false, false);
             for (i, row) in scores.chunks_exact_mut(width).enumerate() {
                 let seen = task.seen(first + i, shape);
                 let mut scale = shape.scale;
@@ -203,7 +203,7 @@ fn attend(task: &Task, inputs: &Inputs<'_>, shape: &AttentionShape) -> (Vec<f32>
             }
             let value = Matrix(&v[task.k_at(keys.start)..], (task.k_stride, 1));
             let out = &mut out[(g * task.queries + first) * task.head_dim..];
-            strided(Matrix(&scores, (width, 1)), value, out, (task.head_dim, 1), (count, task.head_dim, width), false, false);
+            strided(Matrix(&scores, (width, 1)), value, out, task.head_dim, (count, task.head_dim, width), false, false);
         }
     }
     (out, lse)
@@ -241,8 +241,8 @@ fn attend_grad(task: &Task, forward: &Forward<'_>, dout: &[f32], bias_wanted: bo
             let values_from = &inputs.v[task.k_at(keys.start)..];
             let (q_stride, k_stride) = (task.q_stride, task.k_stride);
             let sizes = (count, width, head_dim);
-            strided(Matrix(queries, (q_stride, 1)), Matrix(keys_from, (1, k_stride)), &mut probs, (width, 1), sizes, false, false);
-            strided(Matrix(douts, (q_stride, 1)), Matrix(values_from, (1, k_stride)), &mut dscores, (width, 1), sizes, false, false);
+            strided(Matrix(queries, (q_stride, 1)), Matrix(keys_from, (1, k_stride)), &mut probs, width, sizes, false, false);
+            strided(Matrix(douts, (q_stride, 1)), Matrix(values_from, (1, k_stride)), &mut dscores, width, sizes, false, false);
             for (i, (p, ds)) in probs.chunks_exact_mut(width).zip(dscores.chunks_exact_mut(width)).enumerate() {
                 let at = task.q_at(g, first + i);
                 let delta = dot(&dout[at..at + head_dim], &forward.out[at..at + head_dim]);
@@ -262,10 +262,10 @@ fn attend_grad(task: &Task, forward: &Forward<'_>, dout: &[f32], bias_wanted: bo
                 }
             }
             let dq = &mut grads.dq[(g * task.queries + first) * head_dim..];
-            strided(Matrix(&dscores, (width, 1)), Matrix(keys_from, (k_stride, 1)), dq, (head_dim, 1), (count, head_dim, width), false, false);
+            strided(Matrix(&dscores, (width, 1)), Matrix(keys_from, (k_stride, 1)), dq, head_dim, (count, head_dim, width), false, false);
             let (at, sizes) = (keys.start * head_dim, (width, head_dim, count));
-            strided(Matrix(&dscores, (1, width)), Matrix(queries, (q_stride, 1)), &mut grads.dk[at..], (head_dim, 1), sizes, true, false);
-            strided(Matrix(&probs, (1, width)), Matrix(douts, (q_stride, 1)), &mut grads.dv[at..], (head_dim, 1), sizes, true, false);
+            strided(Matrix(&dscores, (1, width)), Matrix(queries, (q_stride, 1)), &mut grads.dk[at..], head_dim, sizes, true, false);
+            strided(Matrix(&probs, (1, width)), Matrix(douts, (q_stride, 1)), &mut grads.dv[at..], head_dim, sizes, true, false);
         }
     }
     grads

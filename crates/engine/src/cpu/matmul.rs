@@ -1,17 +1,16 @@
-//! Matrix products: natively by [`super::tiles`], in browsers by [`super::gemm_wasm`]; natively the `gemm` crate does what does
-//! not suit the former. Packed weights that are not widened there are widened in panels here.
+//! Matrix products: natively by [`super::tiles`], in browsers by [`super::gemm_wasm`]. Packed weights that those do not widen
+//! themselves are widened in panels here.
 
 use super::simd::{self, kernel};
 use super::slab::Packed;
 #[cfg(not(target_arch = "wasm32"))]
-use super::tiles::{self, Left, Right};
+use super::tiles::{self, Left, Right, Sizes};
 use crate::op::Layout;
 
 /// Widened panels of a packed weight hold at most this many values (1 MiB: they stay in the second-level cache).
 const PANEL_ELEMENTS: usize = 1 << 18;
-/// Below this many multiplications a product runs on one thread.
-#[cfg(not(target_arch = "wasm32"))]
-const PARALLEL_PRODUCTS: usize = 1 << 17;
+/// A linear layer's product with fewer rows than this goes along the weight's rows instead of packing them.
+const FEW_ROWS: usize = 4;
 
 /// Sizes of one product.
 #[derive(Clone, Copy)]
@@ -27,20 +26,22 @@ pub(super) struct Shape {
 pub(super) fn matmul(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
     let Shape { m, n, k, layout, accumulate } = shape;
     let a_strides = if layout == Layout::Tn { (1, m) } else { (k, 1) };
-    #[cfg(not(target_arch = "wasm32"))]
-    {
-        let right = if layout == Layout::Nt { Right::Columns(b) } else { Right::Rows(b) };
-        if tiles::applies(right, (m, n, k)) {
-            return tiles::product(Left { values: a, strides: a_strides }, right, c, (m, n, k), accumulate);
+    match (b, layout) {
+        (b, Layout::Nt) if m == 1 || (m < FEW_ROWS && cfg!(not(target_arch = "wasm32"))) => {
+            for (a, c) in a.chunks_exact(k.max(1)).zip(c.chunks_exact_mut(n.max(1))) {
+                one_row(a, b, c, shape);
+            }
         }
-    }
-    match b {
-        Packed::F32(b) => {
+        (Packed::F32(b), _) => {
             let b_strides = if layout == Layout::Nt { (1, k) } else { (n, 1) };
-            strided(Matrix(a, a_strides), Matrix(b, b_strides), c, (n, 1), (m, n, k), accumulate, true);
+            strided(Matrix(a, a_strides), Matrix(b, b_strides), c, n, (m, n, k), accumulate, true);
         }
-        packed if m == 1 && layout == Layout::Nt => one_row(a, packed, c, shape),
-        packed => by_panels(a, packed, c, shape),
+        #[cfg(not(target_arch = "wasm32"))]
+        (b, _) if layout == Layout::Nt || b.unit() == 1 => {
+            let right = if layout == Layout::Nt { Right::Columns(b, k) } else { Right::Rows(b, n) };
+            tiles::product(Left { values: a, strides: a_strides }, right, c, Sizes { m, n, k, c_stride: n, accumulate, threads: true });
+        }
+        (packed, _) => by_panels(a, packed, c, shape),
     }
 }
 
@@ -48,10 +49,17 @@ pub(super) fn matmul(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
 fn one_row(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
     let Shape { n, k, accumulate, .. } = shape;
     simd::for_working_chunks(c, 1, n * k, |first, c| {
-        let mut row = vec![0f32; k];
+        let mut room = vec![0f32; if matches!(b, Packed::F32(_)) { 0 } else { k }];
         for (column, c) in c.iter_mut().enumerate() {
-            b.widen((first + column) * k, &mut row);
-            *c = dot(a, &row) + if accumulate { *c } else { 0.0 };
+            let start = (first + column) * k;
+            let row = match b {
+                Packed::F32(b) => &b[start..start + k],
+                packed => {
+                    packed.widen(start, &mut room);
+                    &room
+                }
+            };
+            *c = dot(a, row) + if accumulate { *c } else { 0.0 };
         }
     });
 }
@@ -74,11 +82,11 @@ fn by_panels(a: &[f32], b: Packed<'_>, c: &mut [f32], shape: Shape) {
         widen(b, first * width, panel);
         match layout {
             Layout::Nt => {
-                strided(Matrix(a, (k, 1)), Matrix(panel, (1, k)), &mut c[first..], (n, 1), (m, count, k), accumulate, true);
+                strided(Matrix(a, (k, 1)), Matrix(panel, (1, k)), &mut c[first..], n, (m, count, k), accumulate, true);
             }
             Layout::Nn => {
                 let adds = accumulate || first > 0;
-                strided(Matrix(&a[first..], (k, 1)), Matrix(panel, (n, 1)), c, (n, 1), (m, n, count), adds, true);
+                strided(Matrix(&a[first..], (k, 1)), Matrix(panel, (n, 1)), c, n, (m, n, count), adds, true);
             }
             Layout::Tn => unreachable!("a packed operand is a weight, read as Nn or Nt"),
         }
@@ -93,12 +101,13 @@ fn widen(b: Packed<'_>, start: usize, out: &mut [f32]) {
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a>(pub &'a [f32], pub (usize, usize));
 
-/// `c (+)= a · b` with `(m, n, k)` sizes and any strides; `threads` allows more than this thread.
+/// `c (+)= a · b` with `(m, n, k)` sizes; of `b` the rows or the columns are contiguous, of `c` the rows, `c_stride` apart.
+/// `threads` allows more than this thread.
 pub(super) fn strided(
     a: Matrix<'_>,
     b: Matrix<'_>,
     c: &mut [f32],
-    c_strides: (usize, usize),
+    c_stride: usize,
     (m, n, k): (usize, usize, usize),
     accumulate: bool,
     threads: bool,
@@ -107,42 +116,17 @@ pub(super) fn strided(
         return;
     }
     let last = |rows: usize, cols: usize, (row, col): (usize, usize)| (rows - 1) * row + (cols - 1) * col;
-    assert!(last(m, n, c_strides) < c.len(), "the product fits its output");
+    assert!(last(m, n, (c_stride, 1)) < c.len(), "the product fits its output");
     assert!(k == 0 || (last(m, k, a.1) < a.0.len() && last(k, n, b.1) < b.0.len()), "the operands hold the product");
+    assert!(b.1.0 == 1 || b.1.1 == 1, "rows or columns of the right operand are contiguous");
     #[cfg(target_arch = "wasm32")]
     {
         let _ = threads;
-        assert!(c_strides.1 == 1, "the rows of a result are contiguous");
-        super::gemm_wasm::gemm(a, b, c, c_strides.0, (m, n, k), accumulate);
+        super::gemm_wasm::gemm(a, b, c, c_stride, (m, n, k), accumulate);
     }
     #[cfg(not(target_arch = "wasm32"))]
-    // SAFETY: the asserts above bound every element the strides reach; c is borrowed exclusively.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            c_strides.1 as isize,
-            c_strides.0 as isize,
-            accumulate,
-            a.0.as_ptr(),
-            a.1.1 as isize,
-            a.1.0 as isize,
-            b.0.as_ptr(),
-            b.1.1 as isize,
-            b.1.0 as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism(m * n * k, threads),
-        );
+    {
+        let right = if b.1.1 == 1 { Right::Rows(Packed::F32(b.0), b.1.0) } else { Right::Columns(Packed::F32(b.0), b.1.1) };
+        tiles::product(Left { values: a.0, strides: a.1 }, right, c, Sizes { m, n, k, c_stride, accumulate, threads });
     }
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-fn parallelism(products: usize, threads: bool) -> gemm::Parallelism {
-    if !threads || products < PARALLEL_PRODUCTS { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) }
 }

@@ -6,7 +6,7 @@
 
 use super::simd;
 use super::slab::Packed;
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -43,46 +43,68 @@ impl Left<'_> {
     }
 }
 
-/// The right matrix `[inner, columns]`.
+/// The right matrix `[inner, columns]`, with the elements from one of its rows, or columns, to the next.
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a> {
-    /// Rows as they are.
-    Rows(Packed<'a>),
+    /// Rows as they are; no blocks, which cannot be cut along a row.
+    Rows(Packed<'a>, usize),
     /// Its transpose `[columns, inner]`: a linear layer's weight.
-    Columns(Packed<'a>),
+    Columns(Packed<'a>, usize),
 }
 
-/// Whether a product of these sizes (rows, columns, inner) is one for this module: blocks cannot be cut along their rows.
-pub(super) fn applies(right: Right<'_>, (m, n, k): (usize, usize, usize)) -> bool {
-    m >= ROWS && n > 0 && k > 0 && !matches!(right, Right::Rows(b) if b.unit() > 1)
+/// How large a product is.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    /// Rows and columns of the result, and terms of each sum.
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Elements from one row of the result to the next.
+    pub c_stride: usize,
+    /// Whether to add to the result.
+    pub accumulate: bool,
+    /// Whether more threads than this one may be used.
+    pub threads: bool,
 }
 
-thread_local! {
-    /// A small right matrix, turned, and its last few columns, padded to a whole vector.
-    static SMALL_RIGHT: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
-    static PANEL: RefCell<Panel> = RefCell::default();
-}
-
-/// `c (+)= a · b`, `c: [m, n]` row-major.
-pub(super) fn product(a: Left<'_>, b: Right<'_>, c: &mut [f32], (m, n, k): (usize, usize, usize), accumulate: bool) {
-    assert!(m > 0 && n > 0 && k > 0, "a product of something");
-    assert!(c.len() >= m * n && (m - 1) * a.strides.0 + (k - 1) * a.strides.1 < a.values.len(), "the operands hold the product");
-    let c = Shared::new(&mut c[..m * n], n);
-    match b {
-        Right::Rows(Packed::F32(rows)) if n * k <= SMALL || m <= 2 * COLUMNS => SMALL_RIGHT.with_borrow_mut(|(_, padded)| {
-            small(a, rows, padded, &c, (m, n, k), accumulate);
-        }),
-        Right::Columns(Packed::F32(columns)) if n * k <= SMALL => SMALL_RIGHT.with_borrow_mut(|(turned, padded)| {
-            turn(columns, (k, n), turned);
-            small(a, turned, padded, &c, (m, n, k), accumulate);
-        }),
-        b => by_panels(a, b, &c, (m, n, k), accumulate),
+impl Sizes {
+    /// How many threads a product with so many rows is worth.
+    fn threads(&self, rows: usize) -> usize {
+        if self.threads && rows * self.n * self.k >= PARALLEL_PRODUCTS { simd::threads() } else { 1 }
     }
 }
 
-/// How many threads a product is worth.
-fn threads((m, n, k): (usize, usize, usize)) -> usize {
-    if m * n * k < PARALLEL_PRODUCTS { 1 } else { simd::threads() }
+thread_local! {
+    // Taken while in use and put back: a thread that waits for others may meanwhile start another product.
+    /// A small right matrix, turned, and its last few columns, padded to a whole vector.
+    static SMALL_RIGHT: Cell<(Vec<f32>, Vec<f32>)> = Cell::default();
+    static PANEL: Cell<Panel> = Cell::default();
+}
+
+/// `c (+)= a · b`, the rows of `c` being contiguous.
+pub(super) fn product(a: Left<'_>, b: Right<'_>, c: &mut [f32], sizes: Sizes) {
+    let Sizes { m, n, k, c_stride, accumulate, .. } = sizes;
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(n <= c_stride && (m - 1) * c_stride + n <= c.len(), "the product fits its output");
+    if k == 0 {
+        return c.chunks_mut(c_stride).take(m).filter(|_| !accumulate).for_each(|row| row[..n].fill(0.0));
+    }
+    assert!((m - 1) * a.strides.0 + (k - 1) * a.strides.1 < a.values.len(), "the left operand holds the product");
+    let c = Shared::new(c, m, c_stride);
+    let (mut turned, mut padded) = SMALL_RIGHT.take();
+    match b {
+        Right::Rows(Packed::F32(rows), stride) if n * k <= SMALL || m <= 2 * COLUMNS => {
+            small(a, (rows, stride), &mut padded, &c, sizes);
+        }
+        Right::Columns(Packed::F32(columns), stride) if n * k <= SMALL => {
+            turn((columns, stride), (k, n), &mut turned);
+            small(a, (&turned, n), &mut padded, &c, sizes);
+        }
+        b => by_panels(a, b, &c, sizes),
+    }
+    SMALL_RIGHT.set((turned, padded));
 }
 
 /// `f` on pieces of `0..length`, one for each thread, cut at multiples of `step`.
@@ -95,24 +117,25 @@ fn share_out(length: usize, step: usize, threads: usize, f: impl Fn(Range<usize>
     simd::for_jobs(pieces.collect(), usize::MAX, f);
 }
 
-/// Rows of the result are shared out; all threads read the same right matrix, `rows: [k, n]`.
-fn small(a: Left<'_>, rows: &[f32], padded: &mut Vec<f32>, c: &Shared<'_>, (m, n, k): (usize, usize, usize), accumulate: bool) {
+/// Rows of the result are shared out; all threads read the same right matrix: `k` rows, with the elements between them.
+fn small(a: Left<'_>, (rows, stride): (&[f32], usize), padded: &mut Vec<f32>, c: &Shared<'_>, sizes: Sizes) {
+    let Sizes { m, n, k, accumulate, .. } = sizes;
     // What does not fill a vector is copied to columns that do.
     let whole = n / LANES * LANES;
     padded.clear();
     if whole < n {
         padded.resize(k * LANES, 0.0);
-        for (to, from) in padded.as_chunks_mut::<LANES>().0.iter_mut().zip(rows.chunks_exact(n)) {
-            to[..n - whole].copy_from_slice(&from[whole..]);
+        for (step, to) in padded.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            to[..n - whole].copy_from_slice(&rows[step * stride + whole..step * stride + n]);
         }
     }
-    share_out(m, ROWS, threads((m, n, k)), |range| {
+    share_out(m, ROWS, sizes.threads(m), |range| {
         let a = a.rows_from(range.start);
         // SAFETY: the ranges of rows are disjoint.
         let mut c = unsafe { c.part(range, 0..n) };
         for start in (0..k).step_by(INNER) {
             let (inner, adds) = (start..k.min(start + INNER), accumulate || start > 0);
-            tiles(a, Rows { values: &rows[start * n..], stride: n, columns: 0..whole }, &mut c, inner.clone(), adds);
+            tiles(a, Rows { values: &rows[start * stride..], stride, columns: 0..whole }, &mut c, inner.clone(), adds);
             if whole < n {
                 tiles(a, Rows { values: &padded[start * LANES..], stride: LANES, columns: whole..n }, &mut c, inner, adds);
             }
@@ -120,37 +143,38 @@ fn small(a: Left<'_>, rows: &[f32], padded: &mut Vec<f32>, c: &Shared<'_>, (m, n
     });
 }
 
-/// `[columns, inner]` becomes `[inner, columns]`.
-fn turn(from: &[f32], (k, n): (usize, usize), to: &mut Vec<f32>) {
+/// `[columns, inner]`, a column being `stride` elements behind the one before, becomes `[inner, columns]`.
+fn turn((from, stride): (&[f32], usize), (k, n): (usize, usize), to: &mut Vec<f32>) {
     to.resize(k * n, 0.0);
-    for (column, from) in from.chunks_exact(k).take(n).enumerate() {
-        for (to, x) in to[column..].iter_mut().step_by(n).zip(from) {
+    for (column, from) in from.chunks(stride).take(n).enumerate() {
+        for (to, x) in to[column..].iter_mut().step_by(n).zip(&from[..k]) {
             *to = *x;
         }
     }
 }
 
 /// Columns of the result are shared out, or rows where columns are few; each thread packs what it needs.
-fn by_panels(a: Left<'_>, b: Right<'_>, c: &Shared<'_>, (m, n, k): (usize, usize, usize), accumulate: bool) {
+fn by_panels(a: Left<'_>, b: Right<'_>, c: &Shared<'_>, sizes: Sizes) {
+    let Sizes { m, n, k, accumulate, .. } = sizes;
     let run = |rows: Range<usize>, columns: Range<usize>| {
-        PANEL.with_borrow_mut(|panel| {
-            for start in (0..k).step_by(PANEL_INNER) {
-                let inner = start..k.min(start + PANEL_INNER);
-                for first in columns.clone().step_by(COLUMNS) {
-                    let columns = first..columns.end.min(first + COLUMNS);
-                    let stride = panel.pack(b, (k, n), inner.clone(), columns.clone());
-                    // SAFETY: threads work on disjoint rows, or on disjoint columns.
-                    let mut c = unsafe { c.part(rows.clone(), columns.clone()) };
-                    let right = Rows { values: &panel.values, stride, columns };
-                    tiles(a.rows_from(rows.start), right, &mut c, inner.clone(), accumulate || start > 0);
-                }
+        let mut panel = PANEL.take();
+        for start in (0..k).step_by(PANEL_INNER) {
+            let inner = start..k.min(start + PANEL_INNER);
+            for first in columns.clone().step_by(COLUMNS) {
+                let columns = first..columns.end.min(first + COLUMNS);
+                let stride = panel.pack(b, inner.clone(), columns.clone());
+                // SAFETY: threads work on disjoint rows, or on disjoint columns.
+                let mut c = unsafe { c.part(rows.clone(), columns.clone()) };
+                let right = Rows { values: &panel.values, stride, columns };
+                tiles(a.rows_from(rows.start), right, &mut c, inner.clone(), accumulate || start > 0);
             }
-        });
+        }
+        PANEL.set(panel);
     };
     // A block of rows stays in the second-level cache while all its panels pass.
     for first in (0..m).step_by(PANEL_ROWS) {
         let rows = first..m.min(first + PANEL_ROWS);
-        let threads = threads((rows.len(), n, k));
+        let threads = sizes.threads(rows.len());
         if n >= 2 * threads * COLUMNS {
             share_out(n, COLUMNS, threads, |columns| run(rows.clone(), columns));
         } else {
@@ -170,22 +194,22 @@ struct Panel {
 
 impl Panel {
     /// Packs steps and columns of `b`, padded with zeros to whole vectors; returns how many values a step has.
-    fn pack(&mut self, b: Right<'_>, (k, n): (usize, usize), inner: Range<usize>, columns: Range<usize>) -> usize {
+    fn pack(&mut self, b: Right<'_>, inner: Range<usize>, columns: Range<usize>) -> usize {
         let stride = columns.len().next_multiple_of(LANES);
         self.values.resize(PANEL_INNER * COLUMNS, 0.0);
         if columns.len() < stride {
             self.values[..inner.len() * stride].fill(0.0);
         }
         match b {
-            Right::Rows(b) => {
+            Right::Rows(b, between) => {
                 for (row, to) in inner.zip(self.values.chunks_exact_mut(stride)) {
-                    b.widen(row * n + columns.start, &mut to[..columns.len()]);
+                    b.widen(row * between + columns.start, &mut to[..columns.len()]);
                 }
             }
-            Right::Columns(b) => {
+            Right::Columns(b, between) => {
                 self.column.resize(inner.len(), 0.0);
                 for (index, column) in columns.enumerate() {
-                    b.widen(column * k + inner.start, &mut self.column);
+                    b.widen(column * between + inner.start, &mut self.column);
                     for (to, x) in self.values[index..].iter_mut().step_by(stride).zip(&self.column) {
                         *to = *x;
                     }
@@ -203,7 +227,7 @@ struct Rows<'a> {
     columns: Range<usize>,
 }
 
-/// A result `[m, n]` that several threads write, each rows or columns of its own.
+/// A result that several threads write, each rows or columns of its own.
 struct Shared<'a> {
     values: *mut f32,
     rows: usize,
@@ -215,8 +239,9 @@ struct Shared<'a> {
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
-    fn new(values: &'a mut [f32], stride: usize) -> Self {
-        Self { rows: values.len() / stride, values: values.as_mut_ptr(), stride, borrowed: PhantomData }
+    /// The last row may end where its last column is; whoever takes a part asks for columns that are there.
+    fn new(values: &'a mut [f32], rows: usize, stride: usize) -> Self {
+        Self { rows, values: values.as_mut_ptr(), stride, borrowed: PhantomData }
     }
 
     /// Some rows and columns.
@@ -350,14 +375,15 @@ mod tests {
     #[test]
     fn products_of_odd_sizes_are_right() {
         let value = |i: usize| ((i * 2_654_435_761) % 1_000) as f32 / 500.0 - 1.0;
-        for (m, n, k) in [(4, 1, 1), (5, 7, 3), (16, 8, 24), (19, 24, 17), (401, 24, 64), (402, 64, 24), (24, 192, 1_030), (403, 12, 33), (23, 53, 700), (30, 101, 400), (53, 200, 97), (1_030, 130, 200)] {
+        for (m, n, k) in [(1, 1, 1), (2, 9, 5), (4, 1, 1), (5, 7, 3), (16, 8, 24), (19, 24, 17), (401, 24, 64), (402, 64, 24), (24, 192, 1_030), (403, 12, 33), (23, 53, 700), (30, 101, 400), (53, 200, 97), (1_030, 130, 200)] {
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..n * k).map(|i| value(i + 7)).collect();
             for accumulate in [false, true] {
                 for (a_strides, columns) in [((k, 1), false), ((k, 1), true), ((1, m), false)] {
                     let mut c = vec![0.5; m * n];
-                    let right = if columns { Right::Columns(Packed::F32(&b)) } else { Right::Rows(Packed::F32(&b)) };
-                    product(Left { values: &a, strides: a_strides }, right, &mut c, (m, n, k), accumulate);
+                    let right = if columns { Right::Columns(Packed::F32(&b), k) } else { Right::Rows(Packed::F32(&b), n) };
+                    let sizes = Sizes { m, n, k, c_stride: n, accumulate, threads: true };
+                    product(Left { values: &a, strides: a_strides }, right, &mut c, sizes);
                     for (at, got) in c.iter().enumerate() {
                         let (i, j) = (at / n, at % n);
                         let term = |l: usize| f64::from(a[i * a_strides.0 + l * a_strides.1]) * f64::from(if columns { b[j * k + l] } else { b[l * n + j] });
