@@ -1,7 +1,9 @@
 // `node scripts/reality.mjs`: the simulator against reality. Trains the demo on this computer with 1, 2, 3 and 4 native nodes,
 // predicts the same from what the nodes measured of themselves, and writes predicted and measured epoch times to docs/SCALING.md.
 //
-// Each node computes with one thread; the simulator is told how many cores they share. With the rights (root on Linux) each
+// Each node computes with one thread; the simulator is told how many cores they share, what one node took for the training
+// alone, and what the threads that carry links took of the processors for each byte in a run of two nodes (Linux's /proc). With
+// the rights (root on Linux) each
 // node has a network namespace of its own behind a shaped link:
 //
 //   server 10.77.0.1 ── switch ──┬── 10.77.0.11 node 1     every link: --mbit, --delay-ms one way
@@ -11,9 +13,10 @@
 // Without them everything goes over loopback, and the table says so.
 //
 // usage: node scripts/reality.mjs [--profile debug|release] [--nodes 1,2,3,4] [--rounds 2] [--epochs 4] [--mbit 100] [--delay-ms 2] [--loopback] [--no-write]
+//   [--keep FOLDER]: where to put what was measured, as `barycenter simulate --measured` reads it
 
 import { execFileSync, spawnSync } from "node:child_process";
-import { readFileSync, writeFileSync, mkdtempSync, rmSync, existsSync } from "node:fs";
+import { readFileSync, readdirSync, writeFileSync, mkdirSync, mkdtempSync, rmSync, existsSync } from "node:fs";
 import { tmpdir, cpus, loadavg } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
@@ -29,6 +32,7 @@ const { values: options } = parseArgs({
     "delay-ms": { type: "string", default: "2" },
     loopback: { type: "boolean", default: false },
     "no-write": { type: "boolean", default: false },
+    keep: { type: "string" },
   },
 });
 const root = path.resolve(import.meta.dirname, "..");
@@ -36,6 +40,7 @@ const counts = options.nodes.split(",").map(Number);
 const [rounds, epochs, mbit, delayMillis] = ["rounds", "epochs", "mbit", "delay-ms"].map((name) => Number(options[name]));
 const [HUB, SERVER_PORT] = ["baryhub", "baryserver"];
 const demo = JSON.parse(readFileSync(path.join(root, "assets/demo/demo.json"), "utf8"));
+if (options.keep) mkdirSync(options.keep, { recursive: true });
 const scratch = mkdtempSync(path.join(tmpdir(), "barycenter-reality-"));
 
 let network = "loopback, not shaped";
@@ -54,15 +59,17 @@ async function main() {
     let best = null;
     for (let round = 0; round < rounds; round++) {
       // The node's own speed is measured beside each run, because what else the computer does changes.
-      const alone = times((await train(1)).run.epochs);
-      const { nodes, links, run } = await train(count);
+      const alone = times((await train(1)).snapshot.run.epochs);
+      const pair = count > 1 ? (await train(2)).links : { link_seconds: 0, link_bytes: 0 };
+      const { nodes, links, run } = (await train(count)).snapshot;
       const measured = times(run.epochs);
       const ids = nodes.map((node) => node.node).sort((a, b) => a - b);
-      const file = path.join(scratch, "measured.json");
+      const file = path.join(options.keep ?? scratch, `measured-${count}-${round}.json`);
       writeFileSync(file, JSON.stringify({
         model: path.join(root, "assets/demo"), train: path.join(root, "assets/demo/train.jsonl"), held_out: path.join(root, "assets/demo/heldout.jsonl"),
-        batch: demo.batch, epochs, reduction: demo.reduction, seed: demo.seed, min_stages: Math.min(2, count), cores: cpus().length, alone,
+        batch: demo.batch, epochs, reduction: demo.reduction, seed: demo.seed, min_stages: Math.min(2, count), cores: cpus().length, alone, pair,
         nodes: ids.map((id) => nodes.find((node) => node.node === id)).map((node) => ({ name: node.name, gflops: node.gflops })),
+        measured,
         links: links.map((link) => ({ a: ids.indexOf(link.a), b: ids.indexOf(link.b), round_trip_millis: link.round_trip_millis, bytes_per_second: link.bytes_per_second })),
       }));
       const predicted = JSON.parse(execFileSync(programPath(options.profile), ["simulate", "--measured", file], { encoding: "utf8" }));
@@ -75,7 +82,7 @@ async function main() {
   if (!options["no-write"]) write(rows);
 }
 
-/** Starts a server and nodes, trains, stops all; the last snapshot. */
+/** Starts a server and nodes, trains, stops all; the last snapshot, and what their links carried and took of the processors. */
 async function train(count) {
   const swarm = new Swarm({ profile: options.profile, listen: shaped ? "10.77.0.1:0" : "127.0.0.1:0" });
   try {
@@ -83,23 +90,48 @@ async function train(count) {
     for (let i = 0; i < count; i++) {
       swarm.startNativeNode(`node ${i + 1}`, ["--device", "cpu", "--memory-mb", "4000"], { through: shaped ? ["ip", "netns", "exec", `bary${i + 1}`] : [], env: { RAYON_NUM_THREADS: "1" } });
     }
-    await swarm.waitForNodes(count);
+    const before = linkWork(swarm, await swarm.waitForNodes(count));
     const { run } = await swarm.call("POST", "/api/runs", { model: "demo", dataset: "demo-home", min_stages: Math.min(2, count), use_all_nodes: true, epochs, exact_match_rows: 0 });
-    return await swarm.snapshots((snapshot) => {
+    const snapshot = await swarm.snapshots((snapshot) => {
       if (snapshot.run?.info.run !== run) return undefined;
       if (["failed", "stopped"].includes(snapshot.run.info.state)) throw new Error(snapshot.run.info.note);
       return snapshot.run.info.state === "done" ? snapshot : undefined;
     }, 300_000);
+    const after = linkWork(swarm, snapshot);
+    return { snapshot, links: Object.fromEntries(Object.keys(after).map((name) => [name, after[name] - before[name]])) };
   } finally {
     await swarm.stop();
   }
+}
+
+/** Processor seconds of the threads that carry the nodes' links, and bytes that the nodes have sent each other. */
+function linkWork(swarm, { nodes }) {
+  const bytes = nodes.flatMap((node) => node.counters.links).reduce((sum, link) => sum + Object.entries(link).reduce((of, [name, value]) => (name.endsWith("_bytes") ? of + value : of), 0), 0);
+  return { link_seconds: swarm.nodeProcesses().reduce((sum, process) => sum + threadSeconds(process, "links"), 0), link_bytes: bytes };
+}
+
+/** Processor seconds of a process's threads of this name; 0 where there is no /proc. */
+function threadSeconds(process, name) {
+  const tasks = `/proc/${process}/task`;
+  if (!existsSync(tasks)) return 0;
+  return readdirSync(tasks).reduce((sum, task) => {
+    // "id (name) state …": of what follows the name, the 12th and 13th are ticks of 10 ms in the program and in the kernel
+    const stat = readFileSync(`${tasks}/${task}/stat`, "utf8");
+    const [open, close] = [stat.indexOf("("), stat.lastIndexOf(")")];
+    const fields = stat.slice(close + 2).split(" ");
+    return stat.slice(open + 1, close) === name ? sum + (Number(fields[11]) + Number(fields[12])) / 100 : sum;
+  }, 0);
 }
 
 /** Seconds of the fill epoch and of the median epoch from the cache, with what went into the side network. */
 function times(list) {
   const trained = list.slice(1).sort((a, b) => a.seconds - b.seconds);
   const median = trained[trained.length >> 1];
-  return { fill_seconds: list[0].seconds, fill_side_seconds: list[0].side_seconds ?? 0, train_seconds: median.seconds, train_side_seconds: median.side_seconds ?? 0 };
+  return {
+    fill_seconds: list[0].seconds, fill_side_seconds: list[0].side_seconds ?? 0,
+    train_seconds: median.seconds,
+    train_side_seconds: median.side_seconds ?? 0,
+  };
 }
 
 function off(predicted, measured) {

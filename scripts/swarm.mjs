@@ -147,6 +147,11 @@ export class Swarm {
     return this.snapshots((s) => (s.nodes.length >= count && s.links.length >= (count * (count - 1)) / 2 ? s : undefined), timeoutMillis);
   }
 
+  /** Process ids of the native nodes, in the order in which they were started. */
+  nodeProcesses() {
+    return this.#children.filter((child) => child !== this.server).map((child) => child.pid);
+  }
+
   /** Ends everything that was started here. */
   async stop() {
     await Promise.allSettled(this.#contexts.map((context) => context.close()));

@@ -85,9 +85,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let text = std::fs::read_to_string(&options.devices).with_context(|| format!("{path} cannot be read"))?;
     let household = Household::parse(&text).with_context(|| path.to_string())?;
     let config = ModelConfig::from_folder(&options.model)?;
-    barycenter_server::side::side_config(&config, options.reduction).map_err(anyhow::Error::msg)?;
     let weights = weights(options, &config)?;
-    let cost = model_cost(&config, options.reduction, weights.bytes, f64::from(options.tokens));
+    let cost = model_cost(&config, options.reduction, weights.bytes, f64::from(options.tokens)).map_err(anyhow::Error::msg)?;
     let (layers, width, samples) = (config.layers as u32, config.width as u32, u64::from(options.samples));
     let wishes = PlanOptions {
         model: options.model.file_name().map_or_else(|| "the model".into(), |name| name.to_string_lossy().into_owned()),
@@ -144,6 +143,7 @@ impl HeldWeights {
             for part in cost.layers.iter_mut().chain([&mut cost.embedding, &mut cost.head]) {
                 part.weight_bytes = part.weight_bytes * u64::from(self.bits) / 8;
             }
+            cost.shared_bytes = cost.shared_bytes * u64::from(self.bits) / 8;
         }
         cost
     }
@@ -206,7 +206,7 @@ impl Page<'_> {
 
     fn text(&self) -> String {
         let (plan, wishes) = (self.plan, self.wishes);
-        let weights: u64 = self.cost.layers.iter().map(|l| l.weight_bytes).sum::<u64>() + self.cost.embedding.weight_bytes + if self.cost.tied_head { 0 } else { self.cost.head.weight_bytes };
+        let weights: u64 = self.cost.layers.iter().map(|l| l.weight_bytes).sum::<u64>() + self.cost.embedding.weight_bytes + self.cost.head.weight_bytes - self.cost.shared_bytes;
         let mut lines = vec![
             format!("{} on {}: {} layers, {} of frozen weights, {} of cache", wishes.model, self.household.name, self.cost.layers.len(), human_bytes(weights), human_bytes(wishes.cache_bytes)),
             format!("{} epochs of {} steps with {} samples: {}", wishes.epochs, wishes.steps_per_epoch, self.batch, duration(seconds(plan, wishes))),

@@ -29,7 +29,7 @@ use evaluate::Pending;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -123,6 +123,8 @@ struct Host {
     nodes: Nodes,
     closed: FuturesUnordered<BoxFuture<'static, NodeId>>,
     run: Option<CurrentRun>,
+    /// Tokens of the devices that it was started without.
+    left_out: BTreeSet<String>,
     events: VecDeque<EventView>,
     pending: HashMap<u64, Pending>,
     last_request: u64,
@@ -147,6 +149,7 @@ pub fn start(store: Arc<Store>, data: DataDir, resume: Option<RunSnapshot>) -> r
         None => Coordinator::new(Patience::default()),
     };
     let mut host = Host {
+        left_out: store.left_out()?,
         store,
         data,
         coordinator,
@@ -299,11 +302,15 @@ impl Host {
             memory_budget_bytes: request.memory_budget_bytes,
             storage_budget_bytes: request.storage_budget_bytes,
         };
+        let is_left_out = self.left_out.contains(&request.device_token);
         self.closed.push(Box::pin(async move {
             let _ = dropped.await;
             node
         }));
         self.changed = true;
+        if is_left_out {
+            self.tell(CoordinatorInput::LeaveOut { node });
+        }
         self.tell(CoordinatorInput::NodeJoined { profile });
         Ok(stream)
     }

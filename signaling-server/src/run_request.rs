@@ -67,7 +67,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
     let count = sizes.len().max(1) as f64;
     let mean_tokens = tokens as f64 / count;
     let adapter = side::adapter_parameter_count(config, reduction).map_err(Refusal::bad)?;
-    let cost = side::model_cost(config, reduction, model.info.bytes, mean_tokens);
+    let cost = side::model_cost(config, reduction, model.info.bytes, mean_tokens).map_err(Refusal::bad)?;
     let options = PlanOptions {
         model: model.info.name.clone(),
         min_stages: request.min_stages.unwrap_or(1).clamp(1, config.layers as u32),

@@ -1,8 +1,8 @@
 //! The side network of a model: names and shapes of its parameters, and what everything costs.
 
-use barycenter_core::cost::Dimensions;
+use barycenter_core::cost::{Dimensions, LayerParameters, Parameters, model_cost_of};
 use barycenter_model::ModelConfig;
-use barycenter_model::names::{self, Parameter};
+use barycenter_model::names::{self, Parameter, Parts};
 use barycenter_protocol::plan::ModelCost;
 
 /// The side network's shapes: the family's own layers with sizes divided by k. An error is one sentence.
@@ -70,9 +70,10 @@ pub fn weight_bytes(config: &ModelConfig, stored_bytes: u64) -> u32 {
     ((stored_bytes + count / 2) / count).max(1) as u32
 }
 
-/// What the planner needs to know, as [`barycenter_core::cost`] counts it.
-pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_tokens: f64) -> ModelCost {
-    barycenter_core::cost::model_cost(&Dimensions {
+/// What the planner needs to know, as [`barycenter_core::cost`] counts it. An error is one sentence.
+pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_tokens: f64) -> Result<ModelCost, String> {
+    let side = side_config(config, reduction)?;
+    let dimensions = Dimensions {
         layers: config.layers as u32,
         width: config.width as u32,
         heads: config.heads as u32,
@@ -84,7 +85,26 @@ pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_
         weight_bytes: weight_bytes(config, stored_bytes),
         mean_tokens: mean_tokens.ceil() as u32,
         tied_head: config.tied_head,
-    })
+        gated: config.gated,
+    };
+    Ok(model_cost_of(&dimensions, &parameters(config, &side)))
+}
+
+fn parameters(config: &ModelConfig, side: &ModelConfig) -> Parameters {
+    let values = |list: Vec<Parameter>| list.iter().map(|p| p.elements() as u64).sum();
+    let layer = |config: &ModelConfig| {
+        let shapes: Vec<Vec<usize>> = names::layer_shapes(config).into_iter().map(|(_, shape)| shape).collect();
+        let sum = |least_rank: usize| shapes.iter().filter(|shape| shape.len() >= least_rank).map(|shape| shape.iter().product::<usize>() as u64).sum();
+        LayerParameters { matrices: sum(2), all: sum(0) }
+    };
+    let ends = |embedding, head| values(Parts { layers: 0..0, embedding, head }.parameters(config));
+    Parameters {
+        layer: layer(config),
+        side_layer: layer(side),
+        embedding: ends(true, false),
+        head: ends(false, true),
+        side_norm: names::norm_shapes(side, Some("side.norm"), side.width).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum(),
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +133,37 @@ mod tests {
     fn a_family_that_is_no_decoder_is_refused() {
         let t5 = ModelConfig::parse(r#"{"model_type":"t5"}"#).unwrap();
         assert!(side_config(&t5, 8).unwrap_err().contains("`t5`"));
+    }
+
+    /// GPT-2's learned positions, biases and two feed-forward matrices; Qwen's biases on q, k and v and an untied head;
+    /// Gemma 3's four norms a layer.
+    #[test]
+    fn costs_are_those_of_the_parameters_that_every_stage_holds() {
+        let sizes = r#""hidden_size":64,"num_hidden_layers":3,"num_attention_heads":8,"num_key_value_heads":2,"head_dim":8,"intermediate_size":160,"vocab_size":320"#;
+        let configs = [
+            r#"{"model_type":"gpt2"}"#.to_owned(),
+            format!(r#"{{"model_type":"llama",{sizes},"tie_word_embeddings":true}}"#),
+            format!(r#"{{"model_type":"qwen2",{sizes},"tie_word_embeddings":false}}"#),
+            format!(r#"{{"model_type":"gemma3_text",{sizes}}}"#),
+        ];
+        for json in configs {
+            let config = ModelConfig::parse(&json).unwrap();
+            let count = names::parameter_count(&config) as u64;
+            let cost = model_cost(&config, 4, 2 * count, 32.0).unwrap();
+            for (from, to) in (0..config.layers).flat_map(|from| (from + 1..=config.layers).map(move |to| (from, to))) {
+                let (first, last) = (from == 0, to == config.layers);
+                let ends = [(first, cost.embedding.weight_bytes), (last, cost.head.weight_bytes)];
+                let counted: u64 = cost.layers[from..to].iter().map(|l| l.weight_bytes).sum::<u64>() + ends.iter().filter(|(held, _)| *held).map(|(_, bytes)| bytes).sum::<u64>();
+                let shared = if first && last { cost.shared_bytes } else { 0 };
+                let held: usize = Parts::stage(&config, from..to).parameters(&config).iter().map(Parameter::elements).sum();
+                assert_eq!(counted - shared, 2 * held as u64, "{json}, layers {from} .. {to}");
+            }
+            let adapter = cost.layers.iter().chain([&cost.embedding, &cost.head]).map(|part| part.adapter_parameters).sum::<u64>();
+            assert_eq!(adapter, adapter_parameter_count(&config, 4).unwrap(), "{json}");
+            // a multiply-add is two FLOP: what is above the matrices is attention, quadratic in the tokens
+            let matrices: usize = names::layer(&config, 0).iter().filter(|p| p.shape.len() > 1).map(Parameter::elements).sum();
+            assert_eq!(model_cost(&config, 4, 2 * count, 0.0).unwrap().layers[0].forward_flops, 2.0 * matrices as f64, "{json}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use barycenter_protocol::plan::Plan;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -109,6 +110,16 @@ impl Store {
     /// Keeps it, or forgets it.
     pub fn set_snapshot(&self, snapshot: Option<&RunSnapshot>) -> Result<()> {
         self.set_meta("coordinator", snapshot.map(to_json).as_deref())
+    }
+
+    /// Tokens of the devices that the current run was started without.
+    pub fn left_out(&self) -> Result<BTreeSet<String>> {
+        Ok(self.meta("left_out")?.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+    }
+
+    /// Keeps them.
+    pub fn set_left_out(&self, tokens: &BTreeSet<String>) -> Result<()> {
+        self.set_meta("left_out", Some(&to_json(tokens)))
     }
 
     /// Notes that a device joined.

@@ -109,12 +109,11 @@ pub fn read(path: &Path) -> Result<Household> {
 /// What the layers of a model cost. Weights that are not there count as f16.
 pub fn model_cost(folder: &Path, reduction: u32, mean_tokens: f64) -> Result<ModelCost> {
     let config = ModelConfig::from_folder(folder)?;
-    barycenter_server::side::adapter_parameter_count(&config, reduction).map_err(|sentence| anyhow!(sentence))?;
     let files = std::fs::read_dir(folder)?.filter_map(|entry| entry.ok());
     let weights = files.filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
     let stored: u64 = weights.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
     let bytes = if stored > 0 { stored } else { 2 * names::parameter_count(&config) as u64 };
-    Ok(barycenter_server::side::model_cost(&config, reduction, bytes, mean_tokens))
+    barycenter_server::side::model_cost(&config, reduction, bytes, mean_tokens).map_err(|sentence| anyhow!(sentence))
 }
 
 /// Writes a file whole.

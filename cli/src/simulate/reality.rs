@@ -1,7 +1,7 @@
 //! `barycenter simulate --measured FILE`: what the simulator says of a run that was measured, for `scripts/reality.mjs`.
 //!
-//! The file says what the nodes themselves measured: their speed when one of them trained alone, the links that came up, and
-//! how many cores they share. The data set is read as the server reads it.
+//! The file says what the nodes themselves measured: their speed when one of them trained alone, the processor time of the links
+//! when two of them trained, the links that came up, and how many cores they share. The data set is read as the server reads it.
 
 use super::household::model_cost;
 use anyhow::{Context, Result, ensure};
@@ -11,7 +11,7 @@ use barycenter_model::dataset::{DataFormat, TooLong, read_rows, tokenise};
 use barycenter_model::{ModelConfig, TextTokenizer};
 use barycenter_protocol::control::SampleSize;
 use barycenter_protocol::plan::{LayerCost, ModelCost};
-use barycenter_simulator::{Act, DeviceSpec, House, Job, LinkSpec, Speed, World, job, report};
+use barycenter_simulator::{Act, DeviceSpec, House, Job, LinkSpec, LinkWork, Speed, World, job, report};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ struct Measured {
     min_stages: u32,
     cores: f64,
     alone: Alone,
+    /// What the links of a pair took.
+    pair: Pair,
     nodes: Vec<NodeMeasured>,
     links: Vec<LinkMeasured>,
 }
@@ -48,6 +50,13 @@ struct Alone {
     fill_side_seconds: f64,
     train_seconds: f64,
     train_side_seconds: f64,
+}
+
+/// A run of two nodes: processor seconds of the threads that carry their link, and bytes that they sent each other.
+#[derive(Clone, Copy, Default, Deserialize)]
+struct Pair {
+    link_seconds: f64,
+    link_bytes: f64,
 }
 
 #[derive(Deserialize)]
@@ -102,7 +111,7 @@ pub fn run(path: &Path) -> Result<ExitCode> {
 }
 
 fn house(measured: &Measured, speed: Speed) -> House {
-    let devices: Vec<_> = measured.nodes.iter().map(|n| DeviceSpec { speed, ..DeviceSpec::new(&n.name, n.gflops, 4_000_000_000, 8_000_000_000) }).collect();
+    let devices: Vec<_> = measured.nodes.iter().map(|n| DeviceSpec { speed, link_work: measured.pair.link_work(), ..DeviceSpec::new(&n.name, n.gflops, 4_000_000_000, 8_000_000_000) }).collect();
     let link = |round_trip_millis: f64, bytes_per_second: f64| LinkSpec { bytes_per_second, latency: (round_trip_millis * 500.0) as Micros, jitter: 0, loss_per_hour: 0.0 };
     let all = (0..devices.len()).collect();
     // weights and checkpoints come from the same computer
@@ -128,6 +137,14 @@ fn sizes(measured: &Measured) -> Result<(Vec<SampleSize>, usize)> {
         }
     }
     Ok((sizes, train))
+}
+
+impl Pair {
+    /// Both ends do about the same: what one encrypts and sends, the other receives, decrypts and acknowledges.
+    fn link_work(self) -> LinkWork {
+        let per_end = if self.link_bytes > 0.0 { 0.5 * self.link_seconds / self.link_bytes } else { 0.0 };
+        LinkWork { sent_byte_seconds: per_end, received_byte_seconds: per_end }
+    }
 }
 
 impl Alone {

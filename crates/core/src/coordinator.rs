@@ -71,6 +71,7 @@ impl Coordinator {
         self.now = self.now.max(now);
         match input {
             CoordinatorInput::NodeJoined { profile } => self.join(profile),
+            CoordinatorInput::LeaveOut { node } => self.with_run(|run, ctx| run.leave_out(ctx, node)),
             CoordinatorInput::NodeLeft { node } => self.remove(node, "left"),
             CoordinatorInput::FromNode { node, message } => {
                 if let Some(member) = self.swarm.members.get_mut(&node) {

@@ -8,6 +8,7 @@
 mod costs;
 mod describe;
 mod exact;
+mod feasible;
 mod missing;
 mod objective;
 mod playback;
@@ -121,13 +122,13 @@ pub enum PlanError {
     #[error("every device is left out: take at least one in again")]
     NobodyWanted,
     /// Not enough memory.
-    #[error("{model} needs {} of memory over all devices in pieces that fit, and {} are offered: at least {} are missing; {remedy}", human_bytes(*needed_bytes), human_bytes(*offered_bytes), human_bytes(*missing_bytes))]
+    #[error("{model} needs {} of memory on one device, or pieces of it on several, and all devices together offer {}: at least {} are missing; {remedy}", human_bytes(*needed_bytes), human_bytes(*offered_bytes), human_bytes(*missing_bytes))]
     Memory {
         /// Model.
         model: String,
-        /// Needed.
+        /// Needed by one device that does everything.
         needed_bytes: u64,
-        /// Offered.
+        /// Offered by all together.
         offered_bytes: u64,
         /// Missing on the roomiest device.
         missing_bytes: u64,
@@ -167,7 +168,7 @@ pub fn plan(cost: &ModelCost, measurements: &Measurements, batch: u32, options: 
     }
     measurements.devices.sort_by_key(|d| d.node);
     let costs = Costs::new(cost, &measurements, batch, options);
-    let found = search::search(&costs).map_err(|nothing| missing::space_error(cost, &measurements, batch, options, nothing))?;
+    let found = search::search(&costs).map_err(|search::NoPlan| missing::space_error(cost, &measurements, batch, options))?;
     let half = costs.with_gradients(GradientType::F16);
     let train_seconds = found.choice.train.seconds;
     // What fits does so whatever travels, so the second search finds something too.

@@ -63,9 +63,10 @@ pub struct ModelCost {
     pub width: u32,
     /// Width of the side network, elements.
     pub side_width: u32,
-    /// Whether the head's weights are the embedding's: a device with both holds them once.
+    /// Bytes of frozen weights that embedding and head have in common, the matrix of a tied head: a device with both holds
+    /// them once.
     #[serde(default)]
-    pub tied_head: bool,
+    pub shared_bytes: u64,
 }
 
 /// A device inside a stage and the slots of every mini-batch it computes.

@@ -181,7 +181,7 @@ mod tests {
     use barycenter_core::cost::{Dimensions, model_cost};
 
     fn cost() -> ModelCost {
-        model_cost(&Dimensions { layers: 8, width: 256, heads: 4, kv_heads: 4, head_dim: 64, ffn_width: 704, vocab: 1000, reduction: 8, weight_bytes: 2, mean_tokens: 32, tied_head: true })
+        model_cost(&Dimensions { layers: 8, width: 256, heads: 4, kv_heads: 4, head_dim: 64, ffn_width: 704, vocab: 1000, reduction: 8, weight_bytes: 2, mean_tokens: 32, tied_head: true, gated: true })
     }
 
     #[test]

@@ -29,6 +29,16 @@ impl Speed {
     }
 }
 
+/// Processor time that an end of a link takes from its computer: encrypting, copying, acknowledging, passing packets on.
+/// Zero where cores are to spare for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinkWork {
+    /// Seconds per byte sent.
+    pub sent_byte_seconds: f64,
+    /// Seconds per byte received.
+    pub received_byte_seconds: f64,
+}
+
 /// A device of the household.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceSpec {
@@ -38,6 +48,8 @@ pub struct DeviceSpec {
     pub gflops: f64,
     /// What it really does.
     pub speed: Speed,
+    /// What its links take from its computer.
+    pub link_work: LinkWork,
     /// Memory it offers, bytes.
     pub memory_bytes: u64,
     /// Cache storage it offers, bytes.
@@ -49,9 +61,9 @@ pub struct DeviceSpec {
 }
 
 impl DeviceSpec {
-    /// A device that computes everything at one rate and draws no power.
+    /// A device that computes everything at one rate, with cores to spare for its links, and draws no power.
     pub fn new(name: impl Into<String>, gflops: f64, memory_bytes: u64, storage_bytes: u64) -> Self {
-        Self { name: name.into(), gflops, speed: Speed::from_gflops(gflops), memory_bytes, storage_bytes, watts: 0.0, idle_watts: 0.0 }
+        Self { name: name.into(), gflops, speed: Speed::from_gflops(gflops), link_work: LinkWork::default(), memory_bytes, storage_bytes, watts: 0.0, idle_watts: 0.0 }
     }
 }
 
@@ -115,6 +127,7 @@ impl From<&Household> for House {
             name: d.name.clone(),
             gflops: d.gflops,
             speed: Speed::from_gflops(d.gflops),
+            link_work: LinkWork::default(),
             memory_bytes: (d.memory_mb * 1e6) as u64,
             storage_bytes: (d.storage_mb * 1e6) as u64,
             watts: d.watts,

@@ -27,7 +27,7 @@ mod timing;
 pub mod world;
 
 pub use gantt::gantt;
-pub use house::{CellSpec, DeviceSpec, House, LinkSpec, NetworkSpec, Speed};
+pub use house::{CellSpec, DeviceSpec, House, LinkSpec, LinkWork, NetworkSpec, Speed};
 pub use job::{Job, SimulateError};
 pub use meter::{JobKind, JobSpan, Meter, Span, State};
 pub use report::{Report, report};

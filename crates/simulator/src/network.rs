@@ -2,9 +2,10 @@
 //!
 //! A message between two devices at one access point crosses the air twice, one to a cable once, one to another cell once in
 //! each. A link slower than the air spends the rest of its time outside of it. The messages of one direction of a link go
-//! one after the other; small ones (the control channel) do not wait for large ones.
+//! one after the other; small ones (the control channel) do not wait for large ones. The processors at both ends work on a
+//! message while it travels, and it is through when the slowest of the three is.
 
-use crate::house::{LinkSpec, NetworkSpec};
+use crate::house::{LinkSpec, LinkWork, NetworkSpec};
 use crate::shared::{Shared, Use};
 use barycenter_core::io::{Micros, SECOND};
 use rand::Rng;
@@ -21,9 +22,12 @@ pub(crate) const SERVER: End = usize::MAX;
 pub(crate) enum Timer {
     /// [`Network::cell_due`].
     Cell(usize),
-    /// [`Network::cable_due`], with the number of the message.
-    Cable(End, End, u64),
+    /// [`Network::part_done`].
+    Cable(Message),
 }
+
+/// A message on its way over one direction of a link: from, to, number.
+pub(crate) type Message = (End, End, u64);
 
 /// What the network asks for.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub(crate) enum Effect<P> {
     Deliver(Micros, P),
     /// `End` begins (true) or ends sending over one of its links.
     Sending(End, bool),
+    /// `End`'s computer works for so many seconds on a message; then [`Network::part_done`].
+    Work(End, f64, Message),
 }
 
 #[derive(Debug)]
@@ -52,6 +58,8 @@ struct Current<P> {
     place: Option<(usize, Use)>,
     /// Seconds that the link takes beyond the air.
     rest: f64,
+    /// Of the link and the processors at its ends, how many are not done with it.
+    parts: u32,
 }
 
 /// The messages of one direction of a link.
@@ -69,6 +77,8 @@ pub(crate) struct Network<P> {
     links: BTreeMap<(End, End), LinkSpec>,
     cell_of: BTreeMap<End, usize>,
     cells: Vec<Cell>,
+    /// By device.
+    work: Vec<LinkWork>,
     flows: BTreeMap<(End, End), Flow<P>>,
     messages: u64,
     /// Last arrival on each direction of the bulk and control channels: both are ordered.
@@ -77,11 +87,12 @@ pub(crate) struct Network<P> {
 }
 
 impl<P> Network<P> {
-    pub fn new(spec: &NetworkSpec) -> Self {
+    /// `work`: what links take from the computers of the devices.
+    pub fn new(spec: &NetworkSpec, work: Vec<LinkWork>) -> Self {
         let cells: Vec<_> = spec.cells.iter().map(|c| Cell { bytes_per_second: c.bytes_per_second, air: Shared::new(1.0), uses: BTreeMap::new(), called_at: None }).collect();
         let cell_of = spec.cells.iter().enumerate().flat_map(|(i, c)| c.devices.iter().map(move |d| (*d, i))).collect();
         let links = spec.links.iter().map(|(&(a, b), link)| ((a.min(b), a.max(b)), *link)).collect();
-        Self { default_link: spec.default_link, links, cell_of, cells, flows: BTreeMap::new(), messages: 0, arrivals: BTreeMap::new(), effects: VecDeque::new() }
+        Self { default_link: spec.default_link, links, cell_of, cells, work, flows: BTreeMap::new(), messages: 0, arrivals: BTreeMap::new(), effects: VecDeque::new() }
     }
 
     /// What is known of a link.
@@ -135,11 +146,15 @@ impl<P> Network<P> {
         let air: f64 = hops.iter().map(|hop| hop.1).sum();
         let rest = (bytes as f64 / self.link(from, to).bytes_per_second - air).max(0.0);
         self.messages += 1;
+        let number = self.messages;
+        let at_ends = [(from, self.work.get(from).map(|w| w.sent_byte_seconds)), (to, self.work.get(to).map(|w| w.received_byte_seconds))];
+        let at_ends: Vec<_> = at_ends.into_iter().filter_map(|(end, per_byte)| Some((end, per_byte.filter(|s| *s > 0.0)? * bytes as f64))).collect();
         if let Some(flow) = self.flows.get_mut(&(from, to)) {
-            flow.number = self.messages;
-            flow.current = Some(Current { parcel, hops, place: None, rest });
+            flow.number = number;
+            flow.current = Some(Current { parcel, hops, place: None, rest, parts: 1 + at_ends.len() as u32 });
         }
         self.effects.push_back(Effect::Sending(from, true));
+        self.effects.extend(at_ends.into_iter().map(|(end, seconds)| Effect::Work(end, seconds, (from, to, number))));
         self.next_hop(now, from, to);
     }
 
@@ -158,7 +173,7 @@ impl<P> Network<P> {
             None => {
                 current.place = None;
                 let takes = (current.rest * SECOND as f64).ceil() as Micros;
-                self.effects.push_back(Effect::CallAt(now + takes, Timer::Cable(from, to, number)));
+                self.effects.push_back(Effect::CallAt(now + takes, Timer::Cable((from, to, number))));
             }
         }
     }
@@ -182,9 +197,11 @@ impl<P> Network<P> {
         self.call_for(cell);
     }
 
-    /// The last byte of a message has left.
-    pub fn cable_due(&mut self, now: Micros, from: End, to: End, number: u64, random: &mut Pcg64) {
-        if self.flows.get(&(from, to)).is_some_and(|f| f.number == number && f.current.is_some()) {
+    /// The last byte of a message has left, or a processor at an end is done with it.
+    pub fn part_done(&mut self, now: Micros, (from, to, number): Message, random: &mut Pcg64) {
+        let Some(current) = self.flows.get_mut(&(from, to)).filter(|f| f.number == number).and_then(|f| f.current.as_mut()) else { return };
+        current.parts -= 1;
+        if current.parts == 0 {
             self.finish(now, from, to, random);
         }
     }
@@ -232,18 +249,25 @@ mod tests {
 
     /// When each message arrives, milliseconds.
     fn play(spec: &NetworkSpec, sends: &[(End, End, u64)]) -> Vec<(usize, u64)> {
+        play_with_work(spec, Vec::new(), sends)
+    }
+
+    /// The same where every device has cores for all its messages.
+    fn play_with_work(spec: &NetworkSpec, work: Vec<LinkWork>, sends: &[(End, End, u64)]) -> Vec<(usize, u64)> {
         let mut random = Pcg64::seed_from_u64(1);
-        let mut network = Network::new(spec);
+        let mut network = Network::new(spec, work);
         for (number, &(from, to, bytes)) in sends.iter().enumerate() {
             network.send(0, from, to, bytes, number);
         }
         let (mut timers, mut arrivals) = (Vec::new(), Vec::new());
+        let mut now = 0;
         loop {
             while let Some(effect) = network.effects.pop_front() {
                 match effect {
                     Effect::CallAt(at, timer) => timers.push((at, timer)),
                     Effect::Deliver(at, number) => arrivals.push((number, at / 1000)),
                     Effect::Sending(..) => {}
+                    Effect::Work(_, seconds, message) => timers.push((now + (seconds * SECOND as f64) as Micros, Timer::Cable(message))),
                 }
             }
             timers.sort_by_key(|t| t.0);
@@ -251,9 +275,11 @@ mod tests {
                 arrivals.sort();
                 return arrivals;
             }
-            match timers.remove(0) {
-                (now, Timer::Cell(cell)) => network.cell_due(now, cell),
-                (now, Timer::Cable(from, to, number)) => network.cable_due(now, from, to, number, &mut random),
+            let (at, timer) = timers.remove(0);
+            now = at;
+            match timer {
+                Timer::Cell(cell) => network.cell_due(now, cell),
+                Timer::Cable(message) => network.part_done(now, message, &mut random),
             }
         }
     }
@@ -280,7 +306,19 @@ mod tests {
         let mut spec = house(vec![CellSpec { name: "home".into(), bytes_per_second: 1e6, devices: vec![0, 1] }]);
         spec.links.insert((0, SERVER), LinkSpec { bytes_per_second: 1e5, ..spec.default_link });
         assert_eq!(play(&spec, &[(0, SERVER, 100_000), (1, SERVER, 1_000_000)]), [(0, 1102), (1, 1102)]);
-        assert_eq!(Network::<()>::new(&spec).quiet_bytes_per_second(0, SERVER).round(), 1e5);
-        assert_eq!(Network::<()>::new(&spec).quiet_bytes_per_second(0, 1).round(), 5e5);
+        assert_eq!(Network::<()>::new(&spec, Vec::new()).quiet_bytes_per_second(0, SERVER).round(), 1e5);
+        assert_eq!(Network::<()>::new(&spec, Vec::new()).quiet_bytes_per_second(0, 1).round(), 5e5);
+    }
+
+    #[test]
+    fn a_message_is_through_when_the_link_and_the_processors_at_its_ends_are() {
+        let work = |sent_byte_seconds, received_byte_seconds| LinkWork { sent_byte_seconds, received_byte_seconds };
+        let spec = house(vec![]);
+        // a link of a microsecond a byte hides cheaper processors, a dearer one at either end holds it up
+        for (work, millis) in [(vec![work(0.5e-6, 0.0), work(0.0, 0.9e-6)], 1002), (vec![work(3e-6, 0.0)], 3002), (vec![work(0.0, 9e-6), work(9e-6, 2e-6)], 2002)] {
+            assert_eq!(play_with_work(&spec, work, &[(0, 1, 1_000_000)]), [(0, millis)]);
+        }
+        // the server is no device of the house
+        assert_eq!(play_with_work(&spec, vec![work(0.0, 0.0)], &[(SERVER, 0, 1_000_000)]), [(0, 1002)]);
     }
 }

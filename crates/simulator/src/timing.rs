@@ -82,13 +82,16 @@ impl Costs {
         for layer in part.iter().flat_map(|p| p.layers.clone()) {
             weights.push((Weights::Layer(layer), self.model.layers[layer as usize].weight_bytes));
         }
-        let (embedding, head) = (self.model.embedding.weight_bytes, self.model.head.weight_bytes);
-        let has_head = trains || part.is_some_and(|p| p.is_last);
-        if part.is_some_and(|p| p.is_first) || (has_head && self.model.tied_head) {
-            weights.push((Weights::Embedding, embedding));
+        let (has_embedding, has_head) = (part.is_some_and(|p| p.is_first), trains || part.is_some_and(|p| p.is_last));
+        let shared = self.model.shared_bytes;
+        if (has_embedding || has_head) && shared > 0 {
+            weights.push((Weights::Shared, shared));
+        }
+        if has_embedding {
+            weights.push((Weights::Embedding, self.model.embedding.weight_bytes.saturating_sub(shared)));
         }
         if has_head {
-            weights.push((Weights::Head, if self.model.tied_head { head.saturating_sub(embedding) } else { head }));
+            weights.push((Weights::Head, self.model.head.weight_bytes.saturating_sub(shared)));
         }
         weights
     }
@@ -163,6 +166,8 @@ impl Costs {
 /// A piece of the frozen weights that is fetched as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Weights {
+    /// The matrix of a tied head, which is the embedding's.
+    Shared,
     Embedding,
     Layer(u32),
     Head,

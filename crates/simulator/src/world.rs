@@ -2,6 +2,7 @@
 //! a network with latency, bandwidth and faults. After every event the invariants are checked.
 
 mod check;
+mod computers;
 mod conductor;
 mod links;
 mod server;
@@ -11,7 +12,6 @@ use crate::engine::{Adapter, Cache, Data};
 use crate::house::{DeviceSpec, House};
 use crate::meter::Meter;
 use crate::network::{Effect, Network, Timer};
-use crate::shared::{Shared, Use};
 use crate::timing::{Costs, Weights};
 use barycenter_core::coordinator::{Coordinator, CoordinatorInput, Level, Patience, RunProgress, RunSnapshot, RunStart};
 use barycenter_core::io::{Micros, SECOND};
@@ -23,6 +23,7 @@ use barycenter_protocol::{Generation, NodeId};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 pub use conductor::Marks;
+use computers::Computer;
 use conductor::Conductor;
 use sessions::Session;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,14 +50,6 @@ struct Device {
     slowness: f64,
     /// Whose cores it computes on.
     computer: usize,
-}
-
-/// Cores, and who uses them.
-#[derive(Debug)]
-struct Computer {
-    cores: Shared,
-    uses: BTreeMap<Use, (NodeId, u64)>,
-    called_at: Option<Micros>,
 }
 
 /// What a script does.
@@ -150,6 +143,8 @@ pub struct World {
     /// In place of a server, see [`World::conduct`].
     conductor: Option<Conductor>,
     joined: BTreeSet<NodeId>,
+    /// Devices that the run was started without, as the server keeps them.
+    left_out: BTreeSet<usize>,
     server_tick: Option<Micros>,
     next_node: u32,
     next_token: u64,
@@ -183,12 +178,12 @@ pub struct World {
 impl World {
     /// A household with all devices off, and a run that nobody has started.
     pub fn new(seed: u64, start: RunStart, house: House) -> Self {
-        let mut computers: Vec<_> = house.computers.iter().map(|(cores, _)| Shared::new(*cores)).collect();
+        let mut computers: Vec<_> = house.computers.iter().map(|(cores, _)| Computer::new(*cores)).collect();
         let mut devices = Vec::new();
         for (index, spec) in house.devices.iter().enumerate() {
             let shared = house.computers.iter().position(|(_, devices)| devices.contains(&index));
             let computer = shared.unwrap_or_else(|| {
-                computers.push(Shared::new(1.0));
+                computers.push(Computer::new(1.0));
                 computers.len() - 1
             });
             let spec = spec.clone();
@@ -202,8 +197,8 @@ impl World {
             random: Pcg64::seed_from_u64(seed),
             meter: Meter::new(devices.len()),
             devices,
-            computers: computers.into_iter().map(|cores| Computer { cores, uses: BTreeMap::new(), called_at: None }).collect(),
-            network: Network::new(&house.network),
+            computers,
+            network: Network::new(&house.network, house.devices.iter().map(|d| d.link_work).collect()),
             costs: Costs::new(&start.cost, &start.spec),
             owner: BTreeMap::new(),
             cuts: BTreeSet::new(),
@@ -212,6 +207,7 @@ impl World {
             server: Some(Coordinator::new(patience)),
             conductor: None,
             joined: BTreeSet::new(),
+            left_out: BTreeSet::new(),
             server_tick: None,
             next_node: 1,
             next_token: 0,
@@ -456,7 +452,10 @@ impl World {
             Act::Stop => self.serve(CoordinatorInput::Stop),
             Act::Pause => self.serve(CoordinatorInput::Pause),
             Act::Resume => self.serve(CoordinatorInput::Resume),
-            Act::Start => self.serve(CoordinatorInput::StartRun(Box::new(self.start.clone()))),
+            Act::Start => {
+                self.left_out = self.start.plan.without.iter().filter_map(|node| self.device_of(*node)).collect();
+                self.serve(CoordinatorInput::StartRun(Box::new(self.start.clone())));
+            }
         }
     }
 
@@ -468,7 +467,7 @@ impl World {
     fn network_due(&mut self, timer: Timer) {
         match timer {
             Timer::Cell(cell) => self.network.cell_due(self.now, cell),
-            Timer::Cable(from, to, number) => self.network.cable_due(self.now, from, to, number, &mut self.random),
+            Timer::Cable(message) => self.network.part_done(self.now, message, &mut self.random),
         }
         self.drain_network();
     }
@@ -479,6 +478,7 @@ impl World {
                 Effect::CallAt(at, timer) => self.schedule(at, Event::Network(timer)),
                 Effect::Deliver(at, event) => self.schedule(at, event),
                 Effect::Sending(device, begins) => self.meter.sending(device, self.now, begins),
+                Effect::Work(device, seconds, message) => self.work_on_link(device, seconds, message),
             }
         }
     }

@@ -8,7 +8,7 @@ use barycenter_core::planner::FillWish;
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{FromNode, GenerateRequest, PhaseKind, StepReport};
 use barycenter_simulator::chaos::{LIMIT, laptop, phone, random_links, schedule, small_run};
-use barycenter_simulator::{Act, DeviceSpec, MILLI, World};
+use barycenter_simulator::{Act, DeviceSpec, LinkWork, MILLI, World, report};
 
 /// A household whose devices are on from the start, and a run that starts when they are linked.
 fn household(seed: u64, devices: Vec<DeviceSpec>, min_stages: u32) -> World {
@@ -365,4 +365,53 @@ fn the_same_seed_gives_the_same_trace() {
     };
     assert_eq!(trace(42), trace(42));
     assert_ne!(trace(42), trace(43));
+}
+
+/// Its page is loaded anew, and later the server restarts: its id is another one each time.
+#[test]
+fn a_device_that_the_run_was_started_without_stays_out_when_it_comes_again() {
+    let mut world = household(31, vec![laptop(), laptop(), laptop()], 1);
+    world.start.plan.fill = FillWish::Hybrid;
+    world.run_to(900 * MILLI);
+    let left_out = world.node_of(2).expect("it is on");
+    world.start.plan.without = vec![left_out];
+    world.run_until(LIMIT, |w| w.steps_done() > 1);
+    world.at(world.now, Act::LoseCache(2));
+    world.run_until(LIMIT, |w| w.node_of(2).is_some_and(|node| node != left_out));
+    let (now, again) = (world.now, world.node_of(2));
+    world.at(now + SECOND, Act::ServerDown);
+    world.at(now + 3 * SECOND, Act::ServerUp);
+    // somebody who takes part leaves: without it the plan is made anew
+    world.at(now + 8 * SECOND, Act::Close(1));
+    world.run_until(LIMIT, |w| w.now > now + 7 * SECOND && w.node_of(2).is_some_and(|node| Some(node) != again));
+    finish(&mut world);
+    assert!(world.plans().len() >= 2, "a plan was made after it came again");
+    for (at, plan) in world.plans() {
+        assert!(plan.nodes().iter().all(|node| world.device_of(*node) != Some(2)), "at {at}: {plan:?}");
+    }
+}
+
+/// Two nodes on one core: what encrypts and acknowledges their bytes keeps them from computing.
+#[test]
+fn links_take_processor_time_of_the_computer_that_nodes_share() {
+    let done_at = |per_byte: f64| {
+        let mut house = random_links(32, vec![laptop(), laptop()]);
+        house.network.default_link.bytes_per_second = 1e9;
+        house.network.links.clear();
+        house.computers = vec![(1.0, vec![0, 1])];
+        for device in &mut house.devices {
+            device.link_work = LinkWork { sent_byte_seconds: per_byte, received_byte_seconds: per_byte };
+        }
+        let mut start = small_run(4, 22, 5, 4, 3);
+        (start.plan.min_stages, start.plan.use_all_nodes, start.wait_for_nodes) = (2, true, 2);
+        let mut world = World::new(32, start, house);
+        (0..2).for_each(|device| world.at(0, Act::On(device)));
+        world.at(SECOND, Act::Start);
+        finish(&mut world);
+        let bytes: u64 = report(&world).links.iter().map(|l| l.activations_bytes + l.side_gradients_bytes + l.adapter_gradients_bytes + l.cache_bytes).sum();
+        (world.now, bytes as f64 * 2.0 * per_byte * SECOND as f64)
+    };
+    let ((free, _), (taken, work)) = (done_at(0.0), done_at(1e-7));
+    let longer = taken.saturating_sub(free) as f64;
+    assert!(longer > 0.5 * work, "{longer} µs longer, for {work} µs of work");
 }

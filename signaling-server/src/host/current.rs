@@ -149,6 +149,9 @@ impl Host {
         let ask_first = examination.is_some() && prepared.model_bytes <= SMALL_MODEL_BYTES;
         self.run = Some(CurrentRun::new(stored, examination, prepared.generate_memory_bytes));
         self.changed = true;
+        // Under whatever id they come again.
+        self.left_out = prepared.options.without.iter().filter_map(|node| Some(self.nodes.get(*node)?.request.device_token.clone())).collect();
+        self.store.set_left_out(&self.left_out)?;
         // Held-out answers of an earlier run would be taken for this one's.
         self.pending.retain(|_, pending| matches!(pending, super::Pending::Ask { .. }));
         if ask_first {

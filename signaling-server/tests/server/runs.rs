@@ -238,6 +238,53 @@ async fn a_run_resumes_from_its_checkpoint_after_a_restart_of_the_server() {
     assert_eq!(view.epochs.len(), 3);
 }
 
+/// Whether a device was told to get ready before its stream ended.
+async fn was_wanted(mut device: Device) -> bool {
+    while let Some(message) = device.hear().await {
+        if matches!(message, ToNode::Prepare(_)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Two devices say that they are linked: nobody waits for their link.
+async fn link(a: &Device, b: &Device) {
+    for (from, to) in [(a, b), (b, a)] {
+        assert!(from.say(&[FromNode::LinkUp { peer: to.node, round_trip_millis: 1.0, bytes_per_second: 1e7 }]).await.status().is_success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_a_run_was_started_without_stays_out_when_it_comes_again() {
+    let house = house_with_data().await;
+    let phone = Device::join(&house.client, "phone").await;
+    let mut desktop = Pretender::new(Device::join(&house.client, "desktop").await);
+    link(&phone, &desktop.device).await;
+    desktop.until = Some((1, 3));
+    let player = tokio::spawn(desktop.play());
+    // no exact match: the phone here answers nothing
+    let without = RunRequest { without: vec![phone.node], exact_match_rows: Some(0), ..request() };
+    assert!(house.client.post("/api/runs", &without).await.status().is_success());
+    assert!(!player.await.unwrap(), "the desktop vanished in the middle of epoch 1");
+    // alone now, and under another id
+    let again = Device::join(&house.client, "phone").await;
+    assert_ne!(phone.node, again.node);
+    let stays = [tokio::spawn(was_wanted(phone)), tokio::spawn(was_wanted(again))];
+    house.client.until("waiting", |s| s.run.as_ref().is_some_and(|r| r.info.state == RunState::Waiting)).await;
+
+    let house = house.restart().await;
+    let (phone, desktop) = (Device::join(&house.client, "phone").await, Device::join(&house.client, "desktop").await);
+    link(&phone, &desktop).await;
+    let after_restart = tokio::spawn(was_wanted(phone));
+    tokio::spawn(Pretender::new(desktop).play());
+    house.client.until("the run is done", |s| s.run.as_ref().is_some_and(|r| r.info.state == RunState::Done)).await;
+    let _house = house.restart().await;
+    for stay in stays.into_iter().chain([after_restart]) {
+        assert!(!stay.await.unwrap(), "the phone was given work");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_are_checked_and_never_half() {
     let house = house_with_data().await;

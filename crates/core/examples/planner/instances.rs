@@ -30,7 +30,7 @@ pub fn instance(devices: u32, layers: u32, batch: u32, seed: u64) -> (ModelCost,
             links.push(LinkProfile { a, b, round_trip_millis: random.random_range(0.5..8.0), bytes_per_second: random.random_range(3e6..1.2e8) });
         }
     }
-    let dimensions = Dimensions { layers, width: 1024, heads: 16, kv_heads: 8, head_dim: 64, ffn_width: 2816, vocab: 32_000, reduction: 8, weight_bytes: 2, mean_tokens: 128, tied_head: true };
+    let dimensions = Dimensions { layers, width: 1024, heads: 16, kv_heads: 8, head_dim: 64, ffn_width: 2816, vocab: 32_000, reduction: 8, weight_bytes: 2, mean_tokens: 128, tied_head: true, gated: true };
     let options = PlanOptions {
         mean_tokens: 128.0,
         max_tokens: 256,

@@ -8,7 +8,8 @@
 //!    checkpoint that nodes download is replaced only by one with more optimiser steps, and when `CheckpointComplete` is given in the same breath.
 //! 4. `Persist` is stored atomically; after a restart it goes to [`super::Coordinator::restore`], with
 //!    `checkpoint` set to what the stored checkpoint file says of itself (the server may have died between the two).
-//! 5. `ToNode::{Ping, Signal}` and `FromNode::Signal` are the server's own; `FromNode::Alive` is to be passed on.
+//! 5. A device that the run was started without is left out under every id: tell `LeaveOut` before the `NodeJoined` of a new one.
+//! 6. `ToNode::{Ping, Signal}` and `FromNode::Signal` are the server's own; `FromNode::Alive` is to be passed on.
 
 use crate::io::Micros;
 use crate::planner::PlanOptions;
@@ -40,6 +41,11 @@ pub enum CoordinatorInput {
     NodeJoined {
         /// Who, and what it can do.
         profile: DeviceProfile,
+    },
+    /// A node that comes now is a device that the run was started without ([`PlanOptions::without`] under an earlier id).
+    LeaveOut {
+        /// Who.
+        node: NodeId,
     },
     /// A node's stream has ended.
     NodeLeft {

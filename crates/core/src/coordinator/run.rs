@@ -221,6 +221,14 @@ impl Run {
         }
     }
 
+    /// A device that the run was started without has another id.
+    pub fn leave_out(&mut self, ctx: &mut Context, node: NodeId) {
+        if !self.is_over() && !self.start.plan.without.contains(&node) {
+            self.start.plan.without.push(node);
+            self.persist(ctx);
+        }
+    }
+
     pub fn stop(&mut self, ctx: &mut Context) {
         if !self.is_over() {
             self.end(ctx, RunState::Stopped, "stopped by you");

@@ -132,7 +132,7 @@ impl<'a> Costs<'a> {
         let part = sub(self.prefix[to], self.prefix[from]);
         let (first, last) = (from == 0, to == self.layers());
         let embedding = if first { self.model.embedding.weight_bytes } else { 0 };
-        let shared = if self.model.tied_head { embedding } else { 0 };
+        let shared = if first { self.model.shared_bytes } else { 0 };
         let head = if last { self.model.head.weight_bytes.saturating_sub(shared) } else { 0 };
         let adapter = if mode == FillMode::ForwardOnly { 0 } else { self.adapter_parameters(from, to) };
         part.weight_bytes + embedding + head + 16 * adapter

@@ -17,7 +17,7 @@
 //! whole nor in a phase.
 
 use super::costs::{Costs, StageChoice};
-use super::playback::step_seconds;
+use super::playback::step_seconds_below;
 use super::redistribute;
 use super::train::TrainChoice;
 use barycenter_protocol::plan::FillMode;
@@ -76,12 +76,17 @@ pub(super) fn steps_objective(costs: &Costs, mode: FillMode, fill: f64, train: f
 /// Gives stages their shares and plays them through; `None`: somebody's memory or storage does not suffice, or somebody
 /// would get nothing.
 pub(super) fn realise(costs: &Costs, mode: FillMode, layout: &[(usize, usize, Vec<usize>)], micro_batches: u32) -> Option<Candidate> {
+    realise_below(costs, mode, layout, micro_batches, f64::INFINITY)
+}
+
+/// The same if it takes less than `below` seconds.
+pub(super) fn realise_below(costs: &Costs, mode: FillMode, layout: &[(usize, usize, Vec<usize>)], micro_batches: u32, below: f64) -> Option<Candidate> {
     let behind = |i: usize| costs.in_flight(mode, layout.len() - i, micro_batches);
     let stage = |(i, (from, to, devices)): (usize, &(usize, usize, Vec<usize>))| {
         Some(StageChoice { from: *from, to: *to, members: costs.group(mode, devices, *from, *to, behind(i), micro_batches)? })
     };
     let stages = layout.iter().enumerate().map(stage).collect::<Option<Vec<_>>>()?;
-    let seconds = step_seconds(costs, mode, &stages, micro_batches);
+    let seconds = step_seconds_below(costs, mode, &stages, micro_batches, below)?;
     Some(Candidate { mode, stages, micro_batches, seconds })
 }
 

@@ -9,10 +9,19 @@ const PLAYED: usize = 96;
 /// Seconds of a mini-batch through the pipeline. Hybrid: 1F1B, AllReduce in each group as soon as its stage is through,
 /// exchange of norms, update. Forward-only: the pace of an endless stream.
 pub(super) fn step_seconds(costs: &Costs, mode: FillMode, stages: &[StageChoice], micro_batches: u32) -> f64 {
+    step_seconds_below(costs, mode, stages, micro_batches, f64::INFINITY).unwrap_or(f64::INFINITY)
+}
+
+/// The same where it is less than `below`; what cannot be is not played.
+pub(super) fn step_seconds_below(costs: &Costs, mode: FillMode, stages: &[StageChoice], micro_batches: u32, below: f64) -> Option<f64> {
     let times: Vec<_> = stages.iter().map(|stage| costs.stage_seconds(mode, stage, micro_batches)).collect();
     let transfers: Vec<_> = stages.windows(2).map(|pair| costs.transfers(mode, &pair[0].members, &pair[1].members, micro_batches)).collect();
     if mode == FillMode::ForwardOnly {
-        return f64::from(micro_batches) * forward_only_pace(&times, &transfers);
+        return Some(f64::from(micro_batches) * forward_only_pace(&times, &transfers)).filter(|seconds| *seconds < below);
+    }
+    let reduces: Vec<_> = stages.iter().map(|stage| costs.stage_reduce(stage)).collect();
+    if least_seconds(&times, &transfers, &reduces, micro_batches) * (1.0 - 1e-12) >= below {
+        return None;
     }
     let m = micro_batches as usize;
     let ends = if m <= PLAYED {
@@ -21,8 +30,25 @@ pub(super) fn step_seconds(costs: &Costs, mode: FillMode, stages: &[StageChoice]
         let (long, short) = (one_forward_one_backward(&times, &transfers, PLAYED), one_forward_one_backward(&times, &transfers, PLAYED - 16));
         long.iter().zip(&short).map(|(long, short)| long + (long - short) / 16.0 * (m - PLAYED) as f64).collect()
     };
-    let reduced = stages.iter().zip(ends).map(|(stage, end)| end + costs.stage_reduce(stage)).fold(0.0, f64::max);
-    reduced + norms_seconds(costs, stages) + JOB_SECONDS
+    let reduced = reduces.iter().zip(ends).map(|(reduce, end)| end + reduce).fold(0.0, f64::max);
+    Some(reduced + norms_seconds(costs, stages) + JOB_SECONDS).filter(|seconds| *seconds < below)
+}
+
+/// What a hybrid step takes at least: for every stage the way of the first rows there, its work and its AllReduce, and its
+/// work with the way there and back to the first stage and the AllReduce of that (`exact.rs` bounds parts of pipelines so).
+fn least_seconds(times: &[StageSeconds], transfers: &[Transfer], reduces: &[f64], micro_batches: u32) -> f64 {
+    let (mut there, mut around, mut least) = (0.0, 0.0, 0.0f64);
+    for (i, time) in times.iter().enumerate() {
+        if let Some(transfer) = i.checked_sub(1).and_then(|before| transfers.get(before)) {
+            there += transfer.latency + transfer.forward;
+            around += 2.0 * transfer.latency + transfer.forward + transfer.backward;
+        }
+        let work = f64::from(micro_batches) * (time.forward + time.backward);
+        least = least.max(there + work + reduces[i]).max(around + work + reduces[0]);
+        there += time.forward;
+        around += time.forward + time.backward;
+    }
+    least
 }
 
 /// Every node tells every other one its part of the norm.
@@ -65,8 +91,8 @@ fn one_forward_one_backward(times: &[StageSeconds], transfers: &[Transfer], m: u
         // nothing that is still to be made can be there before the earliest start of all
         let i = (0..s).min_by(|a, b| next[*a].0.total_cmp(&next[*b].0)).unwrap_or(0);
         play.run(i, next[i]);
-        for changed in i.saturating_sub(1)..(i + 2).min(s) {
-            next[changed] = play.next(changed);
+        for (changed, start) in next.iter_mut().enumerate().take((i + 2).min(s)).skip(i.saturating_sub(1)) {
+            *start = play.next(changed);
         }
     }
     play.free

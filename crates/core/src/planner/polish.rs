@@ -1,7 +1,7 @@
 //! A pipeline made better by small changes, judged by the true prediction.
 
 use super::costs::Costs;
-use super::objective::{Candidate, micro_batch_counts, realise};
+use super::objective::{Candidate, micro_batch_counts, realise_below};
 use barycenter_protocol::plan::FillMode;
 
 type Layout = Vec<(usize, usize, Vec<usize>)>;
@@ -20,7 +20,7 @@ pub(super) fn polish(costs: &Costs, start: Candidate, pool: &[usize], min_stages
             *budget = budget.saturating_sub(1);
             if *budget > 0
                 && work_bound(costs, mode, layout) < best.seconds
-                && let Some(candidate) = realise(costs, mode, layout, micro_batches).filter(|c| c.seconds < best.seconds * (1.0 - 1e-9))
+                && let Some(candidate) = realise_below(costs, mode, layout, micro_batches, best.seconds * (1.0 - 1e-9))
             {
                 *best = candidate;
             }

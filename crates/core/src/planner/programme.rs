@@ -10,6 +10,10 @@
 //! the time of a pipeline whose slowest stage is never held up. A cell keeps one partial pipeline, not all that might
 //! turn out best, and transfers are taken from the two devices at the border of two groups: what comes out is a good
 //! start, which `polish.rs` then improves by the true objective.
+//!
+//! Who calls it says how many seconds are of no interest. A partial pipeline is given up when it cannot stay below: with the
+//! layers in front of it shared by all devices in front of it without rounding, r seconds of a micro-batch, it takes at least
+//! `(sum + r) + (M − 1) · max(slowest, r) + max AR`.
 
 use super::costs::{Costs, StageChoice};
 use super::objective::{Candidate, realise};
@@ -20,6 +24,10 @@ use barycenter_protocol::plan::FillMode;
 const LARGEST_GROUP: usize = 16;
 /// So many devices may form groups of any size.
 const FEW: usize = 24;
+/// Of more than [`FEW_LAYERS`] layers, pipelines are not made deeper when this many depths in a row were slower than the best.
+const SLOWER_DEPTHS: usize = 2;
+/// Of so few layers every depth is looked at.
+const FEW_LAYERS: usize = 8;
 
 /// Consecutive devices of the order as a group, memory aside.
 struct Range {
@@ -59,40 +67,103 @@ struct Cell {
 
 const IMPOSSIBLE: Cell = Cell { key: f64::INFINITY, sum: f64::INFINITY, slowest: f64::INFINITY, reduce: 0.0, start: 0, len: 0, to: 0 };
 
-/// For every number of stages from `min_stages` to `max_stages` the pipeline that the recurrence finds.
-/// `leave_out`: whether devices may be left out.
-pub(super) fn programme(costs: &Costs, mode: FillMode, order: &[usize], micro_batches: u32, (min_stages, max_stages): (usize, usize), leave_out: bool) -> Vec<Candidate> {
+/// What of an order of devices and of the layers does not depend on what is looked for.
+pub(super) struct Programme<'a> {
+    costs: &'a Costs<'a>,
+    order: &'a [usize],
+    ranges: Vec<Vec<Option<Range>>>,
+    /// Of the first devices of the order together, FLOP per second.
+    speeds: Vec<f64>,
+}
+
+/// What the inner loop asks of the layers, `from .. to` at `from * (layers + 1) + to`.
+pub(super) struct Spans(Vec<Span>);
+
+impl Spans {
+    pub fn new(costs: &Costs, mode: FillMode) -> Self {
+        let layers = costs.layers();
+        let all = (0..=layers).flat_map(|from| (0..=layers).map(move |to| (from, to)));
+        Self(all.map(|(from, to)| Span::of(costs, mode, from, to.max(from))).collect())
+    }
+}
+
+impl<'a> Programme<'a> {
+    pub fn new(costs: &'a Costs<'a>, order: &'a [usize]) -> Self {
+        let speeds = (0..=order.len()).map(|first| order[..first].iter().map(|d| costs.speed(*d)).sum()).collect();
+        Self { costs, order, ranges: ranges(costs, order), speeds }
+    }
+}
+
+/// Which pipelines are looked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub mode: FillMode,
+    pub micro_batches: u32,
+    pub min_stages: usize,
+    pub max_stages: usize,
+    /// Whether devices may be left out.
+    pub leave_out: bool,
+    /// Steps of so many seconds, as the recurrence counts them, are of no interest.
+    pub below: f64,
+}
+
+/// For every number of stages the pipeline that the recurrence finds; `spans` are those of the mode.
+pub(super) fn programme(programme: &Programme, spans: &Spans, wanted: Wanted) -> Vec<Candidate> {
+    let Wanted { mode, micro_batches, min_stages, max_stages, leave_out, below } = wanted;
+    let (Programme { costs, order, ranges, speeds }, Spans(spans)) = (programme, spans);
     let (layers, n) = (costs.layers(), order.len());
-    let ranges = ranges(costs, order);
     let at = |first: usize, from: usize| first * (layers + 1) + from;
-    let spans: Vec<_> = (0..=layers).flat_map(|from| (0..=layers).map(move |to| (from, to))).map(|(from, to)| Span::of(costs, mode, from, to.max(from))).collect();
+    // seconds of a micro-batch through layers 0 .. from, shared by the first devices of the order
+    let in_front = |first: usize, from: usize| {
+        let (forward, backward) = spans[at(0, from)].flops;
+        if from == 0 { 0.0 } else { (forward + backward) * f64::from(costs.batch) / f64::from(micro_batches) / speeds[first] }
+    };
     let mut tables: Vec<Vec<Cell>> = vec![vec![IMPOSSIBLE; (n + 1) * (layers + 1)]];
     for (first, cell) in (0..=n).map(|first| (first, at(first, layers))) {
         if leave_out || first == n {
             tables[0][cell] = Cell { key: 0.0, sum: 0.0, slowest: 0.0, ..IMPOSSIBLE };
         }
     }
+    let (mut fastest, mut slower) = (f64::INFINITY, 0);
     for stages in 1..=max_stages.min(n).min(layers) {
+        if slower >= SLOWER_DEPTHS && layers > FEW_LAYERS && stages > min_stages {
+            break;
+        }
         let behind = &tables[stages - 1];
         let mut table = vec![IMPOSSIBLE; (n + 1) * (layers + 1)];
         for first in (0..n).rev() {
             for from in 0..=layers - stages {
                 let mut best = if leave_out { table[at(first + 1, from)] } else { IMPOSSIBLE };
+                let front = in_front(first, from);
+                let at_least = |sum: f64, slowest: f64, reduce: f64| key(mode, micro_batches, sum + front, slowest.max(front), reduce);
+                if at_least(0.0, 0.0, 0.0) >= below {
+                    table[at(first, from)] = best;
+                    continue;
+                }
                 for (len, range) in ranges[first].iter().enumerate().map(|(i, range)| (i + 1, range)) {
                     let Some(range) = range else { continue };
                     let last_to = layers + 1 - stages;
-                    for to in if stages == 1 { layers } else { from + 1 }..=last_to {
-                        let rest = &behind[at(first + len, to)];
+                    let reduce_of = |span: &Span| range.reduce.0 + if mode == FillMode::Hybrid { range.reduce.1 * span.parameters } else { 0.0 };
+                    if at_least(0.0, 0.0, reduce_of(&spans[at(from, from + 1)])) >= below {
+                        continue;
+                    }
+                    let first_to = if stages == 1 { layers } else { from + 1 };
+                    let (rests, row) = (&behind[at(first + len, first_to)..=at(first + len, last_to)], &spans[at(from, first_to)..=at(from, last_to)]);
+                    for (to, (rest, span)) in (first_to..).zip(rests.iter().zip(row)) {
                         if rest.key >= best.key {
                             continue;
                         }
-                        let span = &spans[at(from, to)];
                         if span.fixed_bytes > range.least_memory {
                             break;
                         }
                         let mut seconds = costs.seconds_of(mode, span.flops, range.seconds_per_flop / f64::from(micro_batches));
-                        if key(mode, micro_batches, seconds.forward + seconds.backward, seconds.forward + seconds.backward, 0.0) >= best.key {
+                        let alone = seconds.forward + seconds.backward;
+                        if key(mode, micro_batches, alone, alone, 0.0) >= best.key || at_least(alone, alone, 0.0) >= below {
                             break;
+                        }
+                        let reduce = rest.reduce.max(reduce_of(span));
+                        if at_least(rest.sum + alone, rest.slowest.max(alone), reduce) >= below {
+                            continue;
                         }
                         if !fits(costs, mode, range, (from, to), stages, micro_batches) {
                             let devices: Vec<_> = range.members.iter().map(|m| m.0).collect();
@@ -101,8 +172,7 @@ pub(super) fn programme(costs: &Costs, mode: FillMode, order: &[usize], micro_ba
                             seconds = costs.stage_seconds(mode, &StageChoice { from, to, members }, micro_batches);
                         }
                         let own = seconds.forward + seconds.backward;
-                        let reduce = range.reduce.0 + if mode == FillMode::Hybrid { range.reduce.1 * span.parameters } else { 0.0 };
-                        let mut cell = Cell { key: 0.0, sum: rest.sum + own, slowest: rest.slowest.max(own), reduce: rest.reduce.max(reduce), start: first, len, to };
+                        let mut cell = Cell { key: 0.0, sum: rest.sum + own, slowest: rest.slowest.max(own), reduce, start: first, len, to };
                         if stages > 1 {
                             let transfer = costs.pair_transfer(mode, order[first + len - 1], order[rest.start], micro_batches);
                             cell.sum += 2.0 * transfer.latency + transfer.forward + transfer.backward;
@@ -117,6 +187,9 @@ pub(super) fn programme(costs: &Costs, mode: FillMode, order: &[usize], micro_ba
                 table[at(first, from)] = best;
             }
         }
+        let whole = table[at(0, 0)].key;
+        slower = if whole.is_finite() && whole >= fastest { slower + 1 } else { 0 };
+        fastest = fastest.min(whole);
         tables.push(table);
     }
     let found = (min_stages..tables.len()).filter_map(|stages| {

@@ -10,9 +10,10 @@
 use super::FillWish;
 use super::costs::{Costs, JOB_SECONDS};
 use super::exact::{self, Space};
-use super::objective::{Candidate, Choice, Limits, best_choice, micro_batch_counts, realise, steps_objective};
+use super::feasible;
+use super::objective::{Candidate, Choice, Limits, best_choice, first_epoch_step_seconds, micro_batch_counts, realise, steps_objective};
 use super::polish::polish;
-use super::programme::programme;
+use super::programme::{Programme, Spans, Wanted, programme};
 use super::train::{ALL_SUBSETS, train_bound, train_choices};
 use barycenter_protocol::plan::FillMode;
 
@@ -22,6 +23,9 @@ const POOL: usize = 24;
 const LARGEST_POOL: usize = 64;
 /// Pipelines that are polished, and changes looked at for all of them together.
 const POLISHED: (usize, usize) = (4, 2500);
+/// What the recurrence counts of a pipeline is not what the played step takes: those are looked at that it counts as so
+/// many times slower than the best one known.
+const SLACK: f64 = 1.25;
 /// Deepest pipeline, unless the model fits into none so short.
 const DEEPEST: usize = 8;
 
@@ -35,23 +39,21 @@ pub(super) struct Found {
     pub is_exact: bool,
 }
 
-/// Why nothing was found.
+/// Nothing was found: memory or storage does not suffice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Nothing {
-    /// No devices hold the layers.
-    Fill,
-    /// No devices train from the cache.
-    Train,
-}
+pub(super) struct NoPlan;
 
-pub(super) fn search(costs: &Costs) -> Result<Found, Nothing> {
+pub(super) fn search(costs: &Costs) -> Result<Found, NoPlan> {
     let trains = train_choices(costs);
     if trains.is_empty() {
-        return Err(Nothing::Train);
+        return Err(NoPlan);
     }
     let modes = modes(costs);
     let singles = singles(costs);
     let reference = reference(costs, &singles);
+    if reference.is_none() && !feasible::is_possible(costs, modes, &trains, || orders(costs, &pool(costs, true))) {
+        return Err(NoPlan);
+    }
     let wanted = (costs.options.min_stages.max(1) as usize).min(costs.devices.len()).min(costs.layers());
     let has_wishes = wanted > 1 || costs.options.use_all_nodes;
     let limits = reference.as_ref().filter(|_| !has_wishes).map_or(Limits::NONE, Limits::of);
@@ -65,7 +67,7 @@ pub(super) fn search(costs: &Costs) -> Result<Found, Nothing> {
             let lower_bound = choice.objective;
             return Ok(Found { choice, reference, lower_bound, is_exact: true });
         }
-        for fill in pipelines(costs, &space, &singles) {
+        for fill in pipelines(costs, &space, &singles, best.as_ref()) {
             let below = best.as_ref().map_or(f64::INFINITY, |b| b.objective);
             if let Some(choice) = best_choice(costs, &fill, &trains, limits, below) {
                 best = Some(choice);
@@ -77,31 +79,16 @@ pub(super) fn search(costs: &Costs) -> Result<Found, Nothing> {
             return Ok(Found { choice, reference, lower_bound, is_exact });
         }
     }
-    Err(Nothing::Fill)
+    Err(NoPlan)
 }
 
-/// Whether there is any plan, wishes aside.
+/// Whether there is any plan, wishes aside: by memory and storage alone.
 pub(super) fn is_possible(costs: &Costs) -> bool {
-    let trains = train_choices(costs);
-    if trains.is_empty() {
-        return false;
-    }
-    let modes = modes(costs);
-    // many micro-batches take least memory
-    let most = costs.batch;
-    let any = |mode: FillMode| {
-        (0..costs.devices.len()).any(|d| realise(costs, mode, &[(0, costs.layers(), vec![d])], most).is_some())
-            || orders(costs, &pool(costs, true)).iter().any(|order| !programme(costs, mode, order, most, (1, order.len()), true).is_empty())
-    };
-    if modes.iter().any(|mode| any(*mode)) {
-        return true;
-    }
-    let mut best = None;
-    exact::search(costs, &Space { trains: &trains, limits: Limits::NONE, modes, min_stages: 1, leave_out: true }, &mut best);
-    best.is_some()
+    feasible::is_possible(costs, modes(costs), &train_choices(costs), || orders(costs, &pool(costs, true)))
 }
 
-fn modes(costs: &Costs) -> &'static [FillMode] {
+/// How the cache may be filled.
+pub(super) fn modes(costs: &Costs) -> &'static [FillMode] {
     match costs.options.fill {
         FillWish::Hybrid => &[FillMode::Hybrid],
         FillWish::ForwardOnly => &[FillMode::ForwardOnly],
@@ -130,11 +117,26 @@ fn reference(costs: &Costs, singles: &[Candidate]) -> Option<Choice> {
     singles.iter().filter_map(whole).min_by(|a, b| a.objective.total_cmp(&b.objective))
 }
 
+/// Seconds that a fill may take at most to be allowed, and better than the best plan known.
+fn most_seconds(costs: &Costs, space: &Space, mode: FillMode, best: Option<&Choice>) -> f64 {
+    let train = space.trains[0].seconds;
+    let allowed = space.limits.first_epoch_step - first_epoch_step_seconds(mode, 0.0, train);
+    let better = best.map_or(f64::INFINITY, |best| best.objective - steps_objective(costs, mode, 0.0, train));
+    allowed.min(better)
+}
+
 /// Pipelines worth a look.
-fn pipelines(costs: &Costs, space: &Space, singles: &[Candidate]) -> Vec<Candidate> {
+fn pipelines(costs: &Costs, space: &Space, singles: &[Candidate], best: Option<&Choice>) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = if space.min_stages <= 1 && space.leave_out { singles.to_vec() } else { Vec::new() };
     let counts = micro_batch_counts(costs.batch);
     let pool = pool(costs, space.leave_out);
+    let alone_or_too_many = pool.len() < 2 && space.min_stages <= 1 || pool.len() > LARGEST_POOL;
+    let orders = match exact::is_small(costs) {
+        _ if alone_or_too_many => Vec::new(),
+        true => vec![fastest_first(costs, &pool)],
+        false => orders(costs, &pool),
+    };
+    let programmes: Vec<_> = orders.iter().map(|order| Programme::new(costs, order)).collect();
     for &mode in space.modes {
         if space.min_stages <= 1 && space.leave_out {
             for train in space.trains.iter().filter(|t| t.members.len() > 1).take(POLISHED.0) {
@@ -142,17 +144,21 @@ fn pipelines(costs: &Costs, space: &Space, singles: &[Candidate]) -> Vec<Candida
                 found.extend(counts.iter().filter_map(|m| realise(costs, mode, &[(0, costs.layers(), group.clone())], *m)));
             }
         }
-        let alone_or_too_many = pool.len() < 2 && space.min_stages <= 1 || pool.len() > LARGEST_POOL;
         if alone_or_too_many {
             continue;
         }
         let mut by_programme: Vec<Candidate> = Vec::new();
-        let orders = if exact::is_small(costs) { vec![fastest_first(costs, &pool)] } else { orders(costs, &pool) };
+        let spans = Spans::new(costs, mode);
+        let mut below = SLACK * most_seconds(costs, space, mode, best);
         for deepest in [DEEPEST.max(space.min_stages), pool.len()] {
-            // every other count: polishing looks at their neighbours
-            for micro_batches in counts.iter().copied().filter(|m| m.is_power_of_two() && *m <= 64) {
-                let stages = (space.min_stages, deepest);
-                by_programme.extend(orders.iter().flat_map(|order| programme(costs, mode, order, micro_batches, stages, space.leave_out)));
+            // every other count: polishing looks at their neighbours; large ones first, which leave least to look at
+            for micro_batches in counts.iter().rev().copied().filter(|m| m.is_power_of_two() && *m <= 64) {
+                for order in &programmes {
+                    let wanted = Wanted { mode, micro_batches, min_stages: space.min_stages, max_stages: deepest, leave_out: space.leave_out, below };
+                    let found = programme(order, &spans, wanted);
+                    below = found.iter().map(|c| SLACK * c.seconds).fold(below, f64::min);
+                    by_programme.extend(found);
+                }
             }
             if !by_programme.is_empty() {
                 break;

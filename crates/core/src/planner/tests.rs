@@ -8,7 +8,7 @@ use barycenter_protocol::plan::{DeviceProfile, LinkProfile};
 use proptest::prelude::*;
 
 fn dimensions() -> Dimensions {
-    Dimensions { layers: 6, width: 192, heads: 6, kv_heads: 6, head_dim: 32, ffn_width: 512, vocab: 2048, reduction: 8, weight_bytes: 4, mean_tokens: 32, tied_head: true }
+    Dimensions { layers: 6, width: 192, heads: 6, kv_heads: 6, head_dim: 32, ffn_width: 512, vocab: 2048, reduction: 8, weight_bytes: 4, mean_tokens: 32, tied_head: true, gated: true }
 }
 
 fn options() -> PlanOptions {
@@ -69,6 +69,32 @@ fn too_little_memory_is_said_with_the_bytes_and_the_model() {
     let error = plan(&model_cost(&dimensions()), &m, 8, &options()).expect_err("one lacks memory, the other storage").to_string();
     assert!(error.contains("cache") && error.contains("1 kB"), "{error}");
     assert_eq!(plan(&model_cost(&dimensions()), &Measurements::default(), 8, &options()), Err(PlanError::NoDevices));
+}
+
+/// What the sentence says a model needs is what one device needs, to the byte.
+#[test]
+fn the_memory_that_a_job_needs_is_enough_for_one_device_and_less_is_not() {
+    for fill in [FillWish::Hybrid, FillWish::ForwardOnly, FillWish::Fastest] {
+        let options = PlanOptions { fill, ..options() };
+        let with = |memory: u64| plan(&model_cost(&dimensions()), &household(vec![device(1, 50.0, memory)], 5.0, 1e7), 8, &options);
+        let Err(PlanError::Memory { needed_bytes, offered_bytes, missing_bytes, .. }) = with(1_000_000) else { panic!("a megabyte is too little") };
+        assert!(with(needed_bytes).is_ok() && with(needed_bytes - 1).is_err(), "{fill:?}: {needed_bytes}");
+        assert!(offered_bytes == 1_000_000 && (needed_bytes..needed_bytes * 102 / 100).contains(&(offered_bytes + missing_bytes)), "{fill:?}: {missing_bytes}");
+    }
+}
+
+/// The host waits for the answer: for a large household too it takes a few looks at memory and storage, and no search.
+#[test]
+fn a_large_household_is_refused_after_few_looks() {
+    let mut d = dimensions();
+    (d.layers, d.width, d.ffn_width) = (30, 4096, 11_008);
+    let m = household((1..=30).map(|i| device(i, 20.0 + f64::from(i), 100_000_000)).collect(), 3.0, 2e7);
+    let options = PlanOptions { weight_bits: 32, fill: FillWish::Fastest, ..options() };
+    let looked_at = std::cell::Cell::new(0);
+    let error = super::missing::space_error_counting(&model_cost(&d), &m, 16, &options, &looked_at);
+    assert!(matches!(&error, PlanError::Memory { remedy, .. } if remedy.contains("would do")), "{error}");
+    assert!((2..=50).contains(&looked_at.get()), "{} looks", looked_at.get());
+    assert_eq!(plan(&model_cost(&d), &m, 16, &options), Err(error));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Devices: joining and leaving, the node machine, and its jobs one at a time.
 
+use super::computers::Work;
 use super::{Event, MILLI, SERVER_LATENCY, World};
 use crate::engine::{Engine, Finished};
 use crate::meter::{JobKind, JobSpan};
@@ -64,6 +65,9 @@ impl World {
         self.joined.insert(node);
         self.meter.presence(index, self.now, true);
         self.after(SECOND, Event::Alive(node));
+        if self.left_out.contains(&index) {
+            self.serve(CoordinatorInput::LeaveOut { node });
+        }
         self.serve(CoordinatorInput::NodeJoined { profile });
     }
 
@@ -213,38 +217,8 @@ impl World {
         let now = self.now;
         let device = &mut self.devices[index];
         let Some(running) = device.session.as_mut().filter(|s| s.node == node).and_then(|s| s.running.as_mut()).filter(|r| r.token == token) else { return };
-        let computer = &mut self.computers[device.computer];
-        let place = computer.cores.start(now, running.seconds.total());
-        computer.uses.insert(place, (node, token));
-        running.place = Some(place);
+        running.place = Some(self.computers[device.computer].start(now, running.seconds.total(), Work::Job(node, token)));
         self.call_for(self.devices[index].computer);
-    }
-
-    fn free_core(&mut self, device: usize, place: Use) {
-        let computer = self.devices[device].computer;
-        self.computers[computer].cores.cancel(self.now, place);
-        self.computers[computer].uses.remove(&place);
-        self.call_for(computer);
-    }
-
-    fn call_for(&mut self, computer: usize) {
-        let at = self.computers[computer].cores.next_end();
-        if self.computers[computer].called_at != at
-            && let Some(time) = at
-        {
-            self.computers[computer].called_at = at;
-            self.schedule(time, Event::Computer(computer));
-        }
-    }
-
-    pub(super) fn computer_due(&mut self, computer: usize) {
-        self.computers[computer].called_at = None;
-        for place in self.computers[computer].cores.finished(self.now) {
-            if let Some((node, token)) = self.computers[computer].uses.remove(&place) {
-                self.job_done(node, token);
-            }
-        }
-        self.call_for(computer);
     }
 
     pub(super) fn job_done(&mut self, node: NodeId, token: u64) {

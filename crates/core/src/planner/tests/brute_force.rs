@@ -6,7 +6,7 @@ use super::super::costs::Costs;
 use super::super::objective::{Choice, Limits, first_epoch_step_seconds, micro_batch_counts, realise, steps_objective};
 use super::super::playback::step_seconds;
 use super::super::redistribute;
-use super::super::search::{lower_bound, search, singles};
+use super::super::search::{is_possible, lower_bound, search, singles};
 use super::super::train::{TrainChoice, train_choice};
 use super::*;
 use barycenter_protocol::plan::FillMode;
@@ -161,4 +161,21 @@ fn the_search_finds_what_trying_everything_finds() {
         compare(seed, &draw(seed, 5, 8, 4));
     }
     assert!(u64::from(plans) > small / 2, "most draws have a plan: {plans} of {small}");
+}
+
+/// The search leaves nothing out on these: what it finds a plan for is possible, and nothing else.
+#[test]
+fn what_is_possible_has_a_plan_and_what_is_not_has_none() {
+    let mut seen = [0, 0];
+    for seed in 0..300 {
+        let mut instance = draw(seed, 1 + seed as usize % 4, 1 + seed as usize % 6, 1 + seed as u32 % 5);
+        for (device, i) in instance.measured.devices.iter_mut().zip(0..) {
+            device.memory_budget_bytes = device.memory_budget_bytes / 100 * (10 + (seed * 7 + i * 31) % 90);
+        }
+        let costs = Costs::new(&instance.cost, &instance.measured, instance.batch, &instance.options);
+        let possible = is_possible(&costs);
+        assert_eq!(possible, search(&costs).is_ok(), "seed {seed}");
+        seen[usize::from(possible)] += 1;
+    }
+    assert!(seen.iter().all(|count| *count > 30), "of both kinds: {seen:?}");
 }
