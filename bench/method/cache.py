@@ -22,18 +22,17 @@ def pool(taps):
     return result
 
 
-def principal_components(taps, width, samples=1024, whiten=False):
-    """Per tap: mean [taps, 1, d] and basis [taps, d, width] from the first samples, scaled to unit mean square of what
-    they give (per tap, or per component with `whiten`)."""
+def principal_components(taps, width, samples=1024):
+    """Per tap: mean [taps, 1, d] and basis [taps, d, width] from the first samples, scaled so that what they give
+    has unit mean square in every tap."""
     tokens = int(taps.length[:samples].sum())
     means, bases = [], []
     for x in taps.scaled[:, :tokens].float():
         mean = x.mean(0, keepdim=True)
         values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / tokens)
         values, vectors = values.flip(0)[:width], vectors.flip(1)[:, :width]
-        scale = values.rsqrt() if whiten else values.mean().rsqrt().expand(width)
         means.append(mean)
-        bases.append(vectors * scale)
+        bases.append(vectors * values.mean().rsqrt())
     return torch.stack(means), torch.stack(bases)
 
 
@@ -56,9 +55,9 @@ def stored_as(taps, kind):
     return Taps(x, taps.rms, taps.sentence, taps.start, taps.length, taps.label, taps.pooled)
 
 
-def bytes_per_sample(taps, kind, pooled_numbers=0):
-    """Mean bytes: numbers of all real tokens, an f16 scale a token and tap for the integers, f16 pooled taps."""
+def bytes_per_sample(taps, kind):
+    """Mean bytes: numbers of all real tokens, and an f16 scale a token and tap for the integers."""
     n, tokens, width = taps.scaled.shape
     numbers = tokens * n * width * {'f32': 4, 'f16': 2, 'int8': 1, 'int4': 0.5}[kind]
     scales = tokens * n * 2 if kind in ('int8', 'int4') else 0
-    return (numbers + scales) / len(taps.start) + 2 * pooled_numbers
+    return (numbers + scales) / len(taps.start)

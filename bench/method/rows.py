@@ -24,7 +24,7 @@ class Row:
         return (bytes_per_sample(taps, self.dtype) * used if reads_tokens else 0) + 2 * pooled
 
 
-FOUR, SIX, EIGHT = (TrainOptions(epochs=n, learning_rate=1e-3) for n in (4, 6, 8))
+FOUR, EIGHT = (TrainOptions(epochs=n, learning_rate=1e-3) for n in (4, 8))
 V1 = SideOptions()
 ATTENTION = SideOptions(heads=3, norm='pre', temperature=1.0, dropout=0.1, out='mix', start='identity', head='pair')
 HEAD = SideOptions(layers='none', out='mix', head='pair', head_hidden=64, head_dropout=0.1)

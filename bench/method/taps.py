@@ -49,7 +49,7 @@ def pad(samples, order, separate):
         else:
             segments[row, :n] = sentence[row, :n]
     real = sentence >= 0
-    sees = real[:, None, :] & (real[:, :, None] | True)
+    sees = real[:, None, :].expand(-1, longest, -1)
     if separate:
         sees = sees & ((sentence[:, None, :] == sentence[:, :, None]) | ~real[:, :, None])
     mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]

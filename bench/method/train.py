@@ -15,7 +15,6 @@ class TrainOptions:
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip: float = 1.0
-    average: float = 0.0  # decay of the moving average of the weights, 0: none
 
 
 def batches(lengths, size, rng):
@@ -65,9 +64,8 @@ def fit(model, train, validation, o, seed):
     optimiser = torch.optim.AdamW(parameters, lr=o.learning_rate, weight_decay=o.weight_decay)
     total = o.epochs * ((len(lengths) + o.batch - 1) // o.batch)
     warm = max(1, int(o.warmup * total))
-    averaged = [p.detach().clone() for p in parameters] if o.average else None
     history, seconds, step = [], [], 0
-    for epoch in range(o.epochs):
+    for _ in range(o.epochs):
         began = time.process_time()
         for rows in batches(lengths, o.batch, rng):
             rate = o.learning_rate * ((step + 1) / warm if step < warm else (total - step) / (total - warm))
@@ -80,14 +78,6 @@ def fit(model, train, validation, o, seed):
             torch.nn.utils.clip_grad_norm_(parameters, o.clip)
             optimiser.step()
             step += 1
-            if averaged:
-                decay = min(o.average, (1 + step) / (10 + step))
-                with torch.no_grad():
-                    torch._foreach_lerp_(averaged, [p.detach() for p in parameters], 1 - decay)
         seconds.append(time.process_time() - began)
-        if averaged and epoch == o.epochs - 1:
-            with torch.no_grad():
-                for p, m in zip(parameters, averaged):
-                    p.copy_(m)
         history.append(evaluate(model, validation))
     return history, sum(seconds) / len(seconds)
