@@ -87,6 +87,9 @@ struct DeviceOptions {
     /// Sequences of a mini-batch.
     #[arg(long, default_value_t = 4)]
     batch: usize,
+    /// Sequences that parallel adapters take at once (default: the mini-batch); gradients add up.
+    #[arg(long)]
+    micro_batch: Option<usize>,
     /// Tokens of a sequence.
     #[arg(long, default_value_t = 128)]
     sequence: usize,
@@ -166,6 +169,7 @@ async fn methods(options: &DeviceOptions, device: &Device, shape: &Shape) -> Res
     let clock: Clock = Rc::new(move || start.elapsed().as_secs_f64());
     let load = Load {
         batch: options.batch,
+        micro_batch: options.micro_batch.unwrap_or(options.batch),
         sequence: options.sequence,
         labels: options.labels,
         weights: options.weights.into(),

@@ -34,7 +34,8 @@ pub(super) fn print_method_head(shape: &Shape, load: &Load) -> Result<()> {
         Some(_) => format!("{} × {} tokens to the encoder, {} labelled ones to the decoder", load.batch, load.sequence, load.labels),
         None => format!("{} × {} tokens, {} labelled in each", load.batch, load.sequence, load.labels),
     };
-    println!("\n{}: {:.1} M parameters, {weights}, {tokens}; median of {} steps", shape.name, parameter_count(&config) as f64 / 1e6, load.steps);
+    let at_once = if load.micro_batch < load.batch { format!(" (parallel adapters {} sequences at once)", load.micro_batch) } else { String::new() };
+    println!("\n{}: {:.1} M parameters, {weights}, {tokens}{at_once}; median of {} steps", shape.name, parameter_count(&config) as f64 / 1e6, load.steps);
     println!("{:<32} {:>9} {:>10} {:>9} {:>9}", "method", "s/step", "tokens/s", "peak MB", "cache MB");
     Ok(())
 }

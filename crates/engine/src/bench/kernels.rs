@@ -142,3 +142,39 @@ fn dtype_name(dtype: Dtype) -> &'static str {
         Dtype::Q4 => "int4",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CpuBackend;
+    use crate::bench::shapes::TINY;
+    use std::rc::Rc;
+
+    #[test]
+    fn rates_are_the_work_by_the_time_it_took() {
+        let device: Device = Rc::new(CpuBackend::default());
+        // A second from each look at the clock to the next: every operation runs once in a window.
+        let ticks = std::cell::Cell::new(0.0);
+        let clock = || {
+            ticks.set(ticks.get() + 1000.0);
+            ticks.get()
+        };
+        let mut seen = 0;
+        let config = TINY[0].config().expect("it is read");
+        let (peaks, rates) = futures::executor::block_on(kernel_rates(&device, &config, (2, 8), &clock, &mut |_| seen += 1)).expect("it runs");
+        assert_eq!(seen, rates.len());
+        // The first product of the list already takes longer than one that is made larger.
+        assert_eq!((peaks.product_size, peaks.gflops), (512, 2.0 * 512f64.powi(3) / 1e9));
+        assert_eq!(peaks.gigabytes, 8.0 * (16 << 20) as f64 / 1e9);
+        let row = |kernel: &str, shape: &str| rates.iter().find(|row| row.kernel == kernel && row.shape == shape).unwrap_or_else(|| panic!("no {kernel} {shape}"));
+        let up = row("matmul Nt f32", "16 × 128 × 64");
+        assert_eq!((up.millis, up.gflops), (1000.0, 2.0 * 16.0 * 128.0 * 64.0 / 1e9));
+        assert_eq!(up.gigabytes, 4.0 * (16.0 * 64.0 + 16.0 * 128.0 + 128.0 * 64.0) / 1e9);
+        assert_eq!(up.of_peak, (up.gflops / peaks.gflops).max(up.gigabytes / peaks.gigabytes));
+        // 8-bit integers: 17 words for 64 values.
+        assert_eq!(row("matmul Nt int8", "16 × 128 × 64").gigabytes, 4.0 * (16.0 * 64.0 + 16.0 * 128.0 + 128.0 * 17.0) / 1e9);
+        assert_eq!(row("attention", "2 × 8 tokens, 4 heads of 16").gflops, 2.0 * 2.0 * (2 * 4 * 36 * 16) as f64 / 1e9);
+        assert_eq!(row("add", "16 × 64").gigabytes, 4.0 * 3.0 * 16.0 * 64.0 / 1e9);
+        assert!(rates.iter().all(|row| row.of_peak > 0.0 && row.of_peak.is_finite()));
+    }
+}

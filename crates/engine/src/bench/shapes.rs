@@ -62,6 +62,22 @@ impl Shape {
     }
 }
 
+/// Small models of one stack and of two, for tests of the benchmarks themselves.
+#[cfg(test)]
+pub(super) const TINY: [Shape; 2] = [
+    Shape {
+        name: "tiny-llama",
+        lora_targets: ["q_proj", "v_proj"],
+        config_json: r#"{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 128, "vocab_size": 320, "tie_word_embeddings": true}"#,
+    },
+    Shape {
+        name: "tiny-t5",
+        lora_targets: ["q", "v"],
+        config_json: r#"{"model_type": "t5", "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 320}"#,
+    },
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

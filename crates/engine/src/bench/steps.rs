@@ -5,7 +5,7 @@ mod runs;
 use super::{RandomWeights, Shape};
 use crate::backbone::Backbone;
 use crate::error::EngineError;
-use crate::packed::{MicroBatch, Sequence};
+use crate::packed::Sequence;
 use crate::side::named_rng;
 use crate::stage::Clock;
 use crate::tensor::Device;
@@ -79,6 +79,8 @@ impl Method {
 pub struct Load {
     /// Sequences of a mini-batch.
     pub batch: usize,
+    /// Sequences that parallel adapters take at once; gradients add up over the mini-batch.
+    pub micro_batch: usize,
     /// Tokens of each; of an encoder-decoder model those of the encoder.
     pub sequence: usize,
     /// Labelled tokens at the end of each; of an encoder-decoder model all the decoder has.
@@ -158,7 +160,7 @@ pub async fn measure(
     progress: &mut dyn FnMut(Method, &Outcome),
 ) -> Result<Vec<(Method, Outcome)>, EngineError> {
     let run = Run { device, shape, config: shape.config()?, load, clock };
-    if load.batch == 0 || load.steps == 0 || load.labels == 0 || load.labels > load.sequence {
+    if load.batch == 0 || load.micro_batch == 0 || load.steps == 0 || load.labels == 0 || load.labels > load.sequence {
         return Err(EngineError::BadBatch(format!("{} sequences of {} tokens with {} labels each in {} steps cannot be measured: give 1 or more of each, and no more labels than tokens", load.batch, load.sequence, load.labels, load.steps)));
     }
     let mut rows = Vec::new();
@@ -202,16 +204,13 @@ fn least_bytes(config: &ModelConfig, load: &Load, method: Method) -> u64 {
     (tensors * bits * parameter_count(config) / 8 + activations) as u64
 }
 
-/// The mini-batch: random tokens; of an encoder-decoder model the encoder's, and the decoder's.
-fn batches(config: &ModelConfig, load: &Load) -> (Option<MicroBatch>, MicroBatch) {
+/// The sequences of a mini-batch, of random tokens; of an encoder-decoder model the encoder's, and the decoder's.
+fn sequences(config: &ModelConfig, load: &Load) -> (Option<Vec<Sequence>>, Vec<Sequence>) {
     let mut rng = named_rng("tokens", load.seed);
-    let mut pack = |config: &ModelConfig, tokens: usize, labels: usize| {
-        let sequences: Vec<Sequence> = (0..load.batch).map(|_| sequence(&mut rng, config, tokens, labels)).collect();
-        MicroBatch::pack(&sequences)
-    };
+    let mut draw = |config: &ModelConfig, tokens: usize, labels: usize| (0..load.batch).map(|_| sequence(&mut rng, config, tokens, labels)).collect();
     match &config.encoder {
-        Some(encoder) => (Some(pack(encoder, load.sequence, 0)), pack(config, load.labels, load.labels)),
-        None => (None, pack(config, load.sequence, load.labels)),
+        Some(encoder) => (Some(draw(encoder, load.sequence, 0)), draw(config, load.labels, load.labels)),
+        None => (None, draw(config, load.sequence, load.labels)),
     }
 }
 
@@ -225,6 +224,76 @@ fn sequence(rng: &mut impl Rng, config: &ModelConfig, tokens: usize, labels: usi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CpuBackend;
+    use crate::bench::shapes::TINY;
+    use std::rc::Rc;
+
+    const LOAD: Load = Load { batch: 2, micro_batch: 2, sequence: 8, labels: 3, weights: WeightType::Keep, steps: 2, memory_bytes: 1 << 30, seed: 1 };
+
+    fn rows_of(shape: &Shape, load: &Load) -> Result<Vec<(Method, Outcome)>, EngineError> {
+        let device: Device = Rc::new(CpuBackend::default());
+        let ticks = std::cell::Cell::new(0.0);
+        let clock: Clock = Rc::new(move || {
+            ticks.set(ticks.get() + 1.0);
+            ticks.get()
+        });
+        let mut seen = Vec::new();
+        let rows = futures::executor::block_on(measure(&device, shape, load, &Method::ALL, &clock, &mut |method, _| seen.push(method)))?;
+        assert_eq!(seen, Method::ALL, "every row is announced");
+        device.reset_peak();
+        assert_eq!(device.memory().current_bytes, 0, "nothing is left on the device");
+        Ok(rows)
+    }
+
+    #[test]
+    fn a_decoder_is_measured_by_every_method_and_its_cache_counted() {
+        let rows = rows_of(&TINY[0], &LOAD).expect("it runs");
+        let times = |wanted: Method| match &rows.iter().find(|(method, _)| *method == wanted).expect("it is there").1 {
+            Outcome::Measured(times) => times.clone(),
+            Outcome::LeftOut(reason) => panic!("{wanted:?}: {reason}"),
+        };
+        for method in Method::ALL {
+            let times = times(method);
+            assert_eq!((times.seconds.len(), times.tokens), (2, 16), "{method:?}");
+            assert!(times.seconds.iter().all(|&seconds| seconds >= 1.0) && times.peak_bytes > 0, "{method:?}");
+        }
+        // Four taps of 16 tokens in half precision, and ρ of the labelled ones; one boundary with a scale a token.
+        let taps = 4 * 16 * 64 * 2 + 4 * 6;
+        assert_eq!((times(Method::ParallelFill).cache_bytes, times(Method::ParallelCached).cache_bytes), (taps, taps));
+        assert_eq!((times(Method::LoraLastCached).cache_bytes, times(Method::Lora).cache_bytes), (16 * 64 * 2 + 4 * 16, 0));
+        assert!(times(Method::ParallelCached).peak_bytes < times(Method::ParallelFill).peak_bytes, "the backbone is gone");
+    }
+
+    #[test]
+    fn micro_batches_need_less_memory_and_cache_the_same() {
+        let long = Load { sequence: 64, batch: 4, ..LOAD };
+        let [whole, parts] = [4, 1].map(|micro_batch| rows_of(&TINY[0], &Load { micro_batch, ..long }).expect("it runs"));
+        for method in [Method::ParallelFill, Method::ParallelCached] {
+            let [whole, parts] = [&whole, &parts].map(|rows| rows.iter().find_map(|row| match row {
+                (of, Outcome::Measured(times)) if *of == method => Some(times.clone()),
+                _ => None,
+            }).expect("it is there"));
+            assert_eq!((whole.tokens, whole.cache_bytes), (parts.tokens, parts.cache_bytes), "{method:?}");
+            assert!(parts.peak_bytes < whole.peak_bytes, "{method:?}: {} {}", parts.peak_bytes, whole.peak_bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_not_trained_yet_says_so_beside_its_forward_pass() {
+        for (method, outcome) in rows_of(&TINY[1], &LOAD).expect("it runs") {
+            match outcome {
+                Outcome::Measured(times) => assert_eq!((method, times.tokens), (Method::Forward, 2 * (8 + 3))),
+                Outcome::LeftOut(reason) => assert!(method != Method::Forward && reason.starts_with("not trained yet: "), "{reason}"),
+            }
+        }
+    }
+
+    #[test]
+    fn loads_without_tokens_labels_or_steps_are_refused() {
+        for load in [Load { batch: 0, ..LOAD }, Load { micro_batch: 0, ..LOAD }, Load { labels: 0, ..LOAD }, Load { labels: 9, ..LOAD }, Load { steps: 0, ..LOAD }] {
+            assert!(matches!(rows_of(&TINY[0], &load), Err(EngineError::BadBatch(_))), "{load:?}");
+        }
+    }
 
     #[test]
     fn the_median_of_an_even_number_lies_between_the_middle_two() {
@@ -234,7 +303,7 @@ mod tests {
 
     #[test]
     fn what_cannot_fit_is_left_out_before_anything_is_allocated() {
-        let load = Load { batch: 16, sequence: 128, labels: 2, weights: WeightType::Keep, steps: 1, memory_bytes: 6_000_000_000, seed: 1 };
+        let load = Load { batch: 16, sequence: 128, memory_bytes: 6_000_000_000, ..LOAD };
         let config = |name: &str| Shape::named(name).expect("it is there").config().expect("it is read");
         let fits = |name: &str, method| least_bytes(&config(name), &load, method) <= load.memory_bytes;
         assert!(Method::ALL.into_iter().all(|method| fits("smollm2-135m", method)));
@@ -243,10 +312,9 @@ mod tests {
 
     #[test]
     fn an_encoder_gets_the_tokens_and_its_decoder_the_labels() {
-        let load = Load { batch: 2, sequence: 8, labels: 3, weights: WeightType::Keep, steps: 1, memory_bytes: 0, seed: 1 };
-        let (encoder, decoder) = batches(&Shape::named("t5-base").expect("it is there").config().expect("it is read"), &load);
-        let encoder = encoder.expect("there is an encoder");
-        assert_eq!((encoder.tokens(), encoder.classes.len()), (16, 0));
-        assert_eq!((decoder.tokens(), decoder.classes.len()), (6, 6));
+        let (encoder, decoder) = sequences(&Shape::named("t5-base").expect("it is there").config().expect("it is read"), &LOAD);
+        let sizes = |list: &[Sequence]| list.iter().map(|sequence| (sequence.ids.len(), sequence.labels.len())).collect::<Vec<_>>();
+        assert_eq!(sizes(&encoder.expect("there is an encoder")), [(8, 0); 2]);
+        assert_eq!(sizes(&decoder), [(3, 3); 2]);
     }
 }

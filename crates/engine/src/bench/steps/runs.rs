@@ -1,6 +1,6 @@
 //! How each method's step is made and timed.
 
-use super::{LAST_LAYERS, Load, Method, RANK, REDUCTION, Run, StepTimes, batches};
+use super::{LAST_LAYERS, Load, Method, RANK, REDUCTION, Run, StepTimes, sequences};
 use crate::backbone::Backbone;
 use crate::bottleneck::{BottleneckConfig, Bottlenecks};
 use crate::error::EngineError;
@@ -23,7 +23,8 @@ const MAX_NORM: f32 = 1.0;
 
 pub(super) async fn times(run: &Run<'_>, method: Method) -> Result<StepTimes, EngineError> {
     run.device.reset_peak();
-    let (encoder_batch, batch) = batches(&run.config, run.load);
+    let (encoder_sequences, sequences) = sequences(&run.config, run.load);
+    let (encoder_batch, batch) = (encoder_sequences.as_ref().map(MicroBatch::pack), MicroBatch::pack(&sequences));
     let mut times = StepTimes { seconds: Vec::new(), tokens: batch.tokens() + encoder_batch.as_ref().map_or(0, MicroBatch::tokens), peak_bytes: 0, cache_bytes: 0 };
     match method {
         Method::Forward => forward(run, encoder_batch.as_ref(), &batch, &mut times).await?,
@@ -42,8 +43,10 @@ pub(super) async fn times(run: &Run<'_>, method: Method) -> Result<StepTimes, En
             let inserts = Inserts::Lora(lora(run, Some(layers))?);
             tuned(run, inserts, &batch, true, &mut times).await?;
         }
-        Method::ParallelFill => parallel(run, &batch, false, &mut times).await?,
-        Method::ParallelCached => parallel(run, &batch, true, &mut times).await?,
+        Method::ParallelFill | Method::ParallelCached => {
+            let batches: Vec<MicroBatch> = sequences.chunks(run.load.micro_batch).map(MicroBatch::pack).collect();
+            parallel(run, &batches, method == Method::ParallelCached, &mut times).await?;
+        }
     }
     times.peak_bytes = run.device.memory().peak_bytes;
     Ok(times)
@@ -132,33 +135,42 @@ async fn tuned(run: &Run<'_>, inserts: Inserts, batch: &MicroBatch, from_cache: 
 }
 
 /// Of parallel adapters: through the model, or from what one pass through it cached.
-async fn parallel(run: &Run<'_>, batch: &MicroBatch, from_cache: bool, times: &mut StepTimes) -> Result<(), EngineError> {
+async fn parallel(run: &Run<'_>, batches: &[MicroBatch], from_cache: bool, times: &mut StepTimes) -> Result<(), EngineError> {
     let (config, mut weights) = (&run.config, run.weights());
     let mut runtime = StageRuntime::new(run.device, config.clone(), 0..config.layers, no_yield(), run.clock.clone());
     runtime.load_backbone(&mut weights, &Parts::all(config))?;
     runtime.start_side(&SideConfig::new(REDUCTION, config.layers), 0..config.layers, AdamWConfig::default(), run.load.seed)?;
-    let loss_factor = 1.0 / batch.classes.len() as f32;
-    let pass = |forward_only| ForwardPass { batch, input: None, forward_only, cache: true, loss_factor };
-    let mut entries = Vec::new();
+    let labels: usize = batches.iter().map(|batch| batch.classes.len()).sum();
+    let loss_factor = 1.0 / labels as f32;
+    let pass = |batch, forward_only| ForwardPass { batch, input: None, forward_only, cache: true, loss_factor };
+    let bytes = |entries: &[Vec<Vec<u8>>]| entries.iter().flatten().map(Vec::len).sum::<usize>();
+    // For each micro-batch those of its sequences.
+    let mut cache = Vec::new();
     if from_cache {
-        entries = runtime.forward(0, pass(true)).await?.entries;
-        times.cache_bytes = entries.iter().flatten().map(Vec::len).sum();
+        for batch in batches {
+            let entries = runtime.forward(0, pass(batch, true)).await?.entries;
+            times.cache_bytes += bytes(&entries);
+            cache.push(entries);
+        }
         runtime.load_backbone(&mut weights, &Parts::head_only())?;
         run.device.reset_peak();
     }
     for step in steps(run.load) {
         let started = (run.clock)();
-        if from_cache {
-            runtime.train_cached(batch, &entries, loss_factor, true).await?;
-        } else {
-            let filled = runtime.forward(0, pass(false)).await?.entries;
-            times.cache_bytes = filled.iter().flatten().map(Vec::len).sum();
-            runtime.backward(0, None).await?;
+        let mut filled = 0;
+        for (index, batch) in batches.iter().enumerate() {
+            if from_cache {
+                runtime.train_cached(batch, &cache[index], loss_factor, true).await?;
+            } else {
+                filled += bytes(&runtime.forward(0, pass(batch, false)).await?.entries);
+                runtime.backward(0, None).await?;
+            }
         }
         let norm = runtime.gradient_squared_norm().await?.sqrt() as f32;
         runtime.apply(step as u32 + 1, LEARNING_RATE, clip_factor(norm, MAX_NORM))?;
         settle(run).await?;
         note(run, times, step, started);
+        times.cache_bytes = times.cache_bytes.max(filled);
     }
     Ok(())
 }
