@@ -47,9 +47,8 @@ enum Command {
     Export(export::Options),
     /// Writes a model's logits for token ids, to compare them with another library's.
     Logits(logits::Options),
-    /// Measures what the method is compared with.
-    #[command(subcommand)]
-    Bench(bench::Command),
+    /// Measures this device: kernels, and a step of each method at the sizes of known models, with random weights.
+    Bench(Box<bench::Options>),
 }
 
 /// Which back end computes.
@@ -91,7 +90,7 @@ fn main() -> ExitCode {
         Command::Simulate(options) => simulate::run(&options),
         Command::Export(options) => export::run(&options),
         Command::Logits(options) => logits::run(&options),
-        Command::Bench(command) => bench::run(&command),
+        Command::Bench(options) => bench::run(&options),
     };
     match result {
         Ok(code) => code,

@@ -249,6 +249,6 @@ fn write_result(what: &str, folder: &Path, tensors_name: &str, tensors: &BTreeMa
     Ok(())
 }
 
-fn write_json(path: &Path, report: &serde_json::Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, report: &serde_json::Value) -> Result<()> {
     std::fs::write(path, serde_json::to_string_pretty(report)?).with_context(|| format!("{} cannot be written", path.display()))
 }

@@ -161,3 +161,11 @@ fn households_that_cannot_be_planned_for_say_where_and_what_is_missing() {
     refused(&["plan", text(&path), "--model", text(&model), "--without", "watch"], &["left out"]);
     refused(&["plan", text(&path), "--model", text(&model), "--batch", "0"], &["mini-batch"]);
 }
+
+#[test]
+fn benchmarks_of_nothing_are_refused() {
+    refused(&["bench", "--device", "cpu", "--shape", "gpt-7"], &["gpt-7", "smollm2-135m", "bart-large"]);
+    refused(&["bench", "--device", "cpu", "--part", "methods", "--shape", "smollm2-135m", "--labels", "0"], &["0 labels", "1 or more"]);
+    refused(&["bench", "--device", "cpu", "--memory", "nan"], &["--memory"]);
+    refused(&["bench", "--json", "/tmp/x", "full", "--model", "m", "--data", "d"], &["cannot be used with"]);
+}

@@ -1,12 +1,18 @@
-//! How fast a back end multiplies matrices: a developer's table and a device's profile.
+//! How fast a device computes: products, single operations, and whole steps of training at the sizes of known models.
+
+mod kernels;
+mod random_weights;
+mod shapes;
+mod steps;
+mod timer;
+
+pub use kernels::{KernelRate, Peaks, kernel_rates};
+pub use random_weights::RandomWeights;
+pub use shapes::{SHAPES, Shape};
+pub use steps::{Load, Method, Outcome, StepTimes, measure};
 
 use crate::backend::{Backend, BackendError};
 use crate::op::{Dtype, Layout, Op};
-
-/// Wall-clock time that one measurement should fill, long against a submit and short for a person.
-const MEASURE_MILLIS: f64 = 300.0;
-/// Repetitions at most, so that a clock that stands still ends.
-const MAX_REPEATS: u32 = 500;
 
 /// One row of the table.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -50,19 +56,7 @@ async fn matmul_millis(backend: &dyn Backend, size: usize, dtype: Dtype, now: &i
     let n = size as u32;
     let product =
         Op::MatMul { a: a.into(), b: b.into(), c: c.into(), m: n, n, k: n, layout: Layout::Nt, b_dtype: dtype, accumulate: false };
-    let timed = async |repeats: u32| {
-        let start = now();
-        for _ in 0..repeats {
-            backend.run(product.clone());
-        }
-        backend.read(c, 0, 1).await?;
-        Ok::<f64, BackendError>((now() - start) / f64::from(repeats))
-    };
-    // The first run compiles the kernel, the second says how many more fill the time.
-    timed(1).await?;
-    let once = timed(1).await?;
-    let repeats = (MEASURE_MILLIS / once.max(0.01)).clamp(1.0, f64::from(MAX_REPEATS)) as u32;
-    let millis = timed(repeats).await?;
+    let millis = timer::millis_of(backend, &product, c, now).await?;
     for id in [a, b, c] {
         backend.free(id);
     }
