@@ -79,6 +79,19 @@ fn tensor_names(file: &Path) -> Vec<String> {
     barycenter_model::SafetensorsHeader::parse(&bytes).expect("a safetensors file").tensors.into_keys().collect()
 }
 
+/// Runs scripts/check_tasks.py by `$BARYCENTER_PYTHON` (default: python3), which says so where `peft` is not installed.
+fn means_the_same_in_python(model: &Path, rows: &Path, held_out: &Path) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/check_tasks.py");
+    let python = std::env::var("BARYCENTER_PYTHON").unwrap_or_else(|_| "python3".into());
+    match Command::new(&python).args([text(&script), env!("CARGO_BIN_EXE_barycenter"), text(model), text(rows), text(held_out)]).output() {
+        Ok(output) => {
+            print!("{}", String::from_utf8_lossy(&output.stdout));
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Err(error) => println!("NOT CHECKED against peft: {python} does not start ({error})"),
+    }
+}
+
 #[test]
 fn an_encoder_learns_classes_by_every_method() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -118,6 +131,9 @@ fn an_encoder_learns_classes_by_every_method() {
             assert!(config["target_modules"].as_array().expect("names").iter().all(|name| name != "dense"), "`dense` would be the pooler's too: {config}");
         }
     }
+    let held_out = folder.path().join("held_out.tsv");
+    std::fs::write(&held_out, format!("label\tsentence\n{}\n", rows[..20].join("\n"))).expect("written");
+    means_the_same_in_python(&model, &data, &held_out);
     let uncached = of_epochs(&train(&model, &data, &["--reduction", "4", "--cache", "none"]), "loss");
     let cached = of_epochs(&train(&model, &data, &["--reduction", "4"]), "loss");
     assert!(uncached.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 2e-3 * a), "{uncached:?} {cached:?}");
@@ -148,8 +164,11 @@ fn encoder_decoder_models_learn_targets_by_every_method() {
     let data = folder.path().join("rows.jsonl");
     let rows: Vec<String> = words(32).map(|word| json!({"input": word, "target": word.chars().rev().collect::<String>()}).to_string()).collect();
     std::fs::write(&data, rows.join("\n")).expect("written");
+    let held_out = folder.path().join("held_out.jsonl");
+    std::fs::write(&held_out, rows[..10].join("\n")).expect("written");
     for case in ["t5-seq2seq", "bart-seq2seq"] {
         let model = model(folder.path(), case);
+        means_the_same_in_python(&model, &data, &held_out);
         for method in METHODS {
             let out = folder.path().join(format!("{case}-{method}"));
             let report = train(&model, &data, &["--method", method, "--learning-rate", "1e-2", "--reduction", "4", "--out", text(&out)]);

@@ -8,7 +8,8 @@ the second step), `final.*`, `losses`. A classifier's labels are one a sequence;
 those of the decoder's positions. BERT's head, its pooler and classifier, is trained beside the adapters; `peft` trains
 the classifier alone unless it is told more.
 Parallel adapters of an encoder-decoder model are two chains: `side.encoder.*` on the encoder's taps, whose normed end
-`side.decoder.*` attends to; the first layer of each T5 chain has a relative position bias of its own.
+`side.decoder.*` attends to; the first layer of each T5 chain has a relative position bias of its own, or (t5-shared-bias)
+the chains use the model's.
 """
 import sys, os, copy, json, torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import save_file
@@ -28,6 +29,7 @@ CASES = {
     'bert-regress': (T.BertForSequenceClassification, T.BertConfig(**bert, num_labels=1, problem_type='regression'), dict(targets=['key', 'intermediate.dense'], save=['pooler', 'classifier'])),
     't5-seq2seq': (T.T5ForConditionalGeneration, T.T5Config(vocab_size=V, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_decoder_layers=1, num_heads=2, relative_attention_num_buckets=8, relative_attention_max_distance=16, feed_forward_proj='gated-gelu', dropout_rate=0., decoder_start_token_id=0), dict(targets=['q', 'k', 'v', 'o', 'wi_0', 'wi_1', 'wo'])),
     'bart-seq2seq': (T.BartForConditionalGeneration, T.BartConfig(vocab_size=V, max_position_embeddings=24, d_model=24, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=3, encoder_ffn_dim=40, decoder_ffn_dim=32, dropout=0., attention_dropout=0., activation_dropout=0., forced_eos_token_id=None), dict(targets=['q_proj', 'v_proj', 'out_proj', 'fc1', 'fc2'])),
+    't5-shared-bias': (T.T5ForConditionalGeneration, T.T5Config(vocab_size=V, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=3, relative_attention_num_buckets=8, relative_attention_max_distance=16, feed_forward_proj='relu', dropout_rate=0., decoder_start_token_id=0), dict(pac_only=True, share=True)),
 }
 
 def rms(x): return (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -90,7 +92,7 @@ def bias(mask, causal=False):
     if causal: seen = seen & (torch.arange(n)[None] <= torch.arange(n)[:, None])[None, None]
     return torch.where(seen, 0.0, LOWEST)
 
-def side_of(m):
+def side_of(m, share):
     "the chains, and a function from taps and inputs to what Up gives"
     cfg, side = m.config, copy.deepcopy(m.config); side._attn_implementation = 'eager'
     if cfg.model_type == 'bert':
@@ -100,10 +102,11 @@ def side_of(m):
     side.d_model //= K; D, R = cfg.d_model, side.d_model
     if cfg.model_type == 't5':
         side.d_kv //= K; side.d_ff //= K; dec = copy.deepcopy(side); dec.is_decoder = True
-        enc = Chain([T5Block(side, i == 0, i) for i in range(cfg.num_layers)], T5LayerNorm(R, cfg.layer_norm_epsilon), D, R, False)
-        dec = Chain([T5Block(dec, i == 0, i) for i in range(cfg.num_decoder_layers)], T5LayerNorm(R, cfg.layer_norm_epsilon), D, R, True)
+        enc = Chain([T5Block(side, i == 0 and not share, i) for i in range(cfg.num_layers)], T5LayerNorm(R, cfg.layer_norm_epsilon), D, R, False)
+        dec = Chain([T5Block(dec, i == 0 and not share, i) for i in range(cfg.num_decoder_layers)], T5LayerNorm(R, cfg.layer_norm_epsilon), D, R, True)
         def up(taps, x):
-            distances = [chain.layers[0].layer[0].SelfAttention.compute_bias(n, n) for chain, n in [(enc, x['input_ids'].shape[1]), (dec, x['decoder_input_ids'].shape[1])]]
+            tables = [stack[0].layer[0].SelfAttention for stack in (stacks(m) if share else (enc.layers, dec.layers))]
+            distances = [table.compute_bias(n, n) for table, n in zip(tables, [x['input_ids'].shape[1], x['decoder_input_ids'].shape[1]])]
             seen = bias(x['attention_mask'])
             memory = enc(taps[0], lambda layer, s: layer(s, attention_mask=seen, position_bias=distances[0]))
             return dec.up(dec(taps[1], lambda layer, s: layer(s, attention_mask=bias(x['decoder_attention_mask'], True), position_bias=distances[1], encoder_hidden_states=memory, encoder_attention_mask=seen)))
@@ -129,11 +132,11 @@ def logits_of(m, hidden):
     if m.config.model_type == 't5': return m.lm_head(m.decoder.final_layer_norm(hidden) * (m.config.d_model ** -0.5 if m.config.scale_decoder_outputs else 1.0))
     return m.lm_head(hidden) + m.final_logits_bias
 
-def pac(m, folder):
+def pac(m, folder, share=False):
     for p in m.parameters(): p.requires_grad_(False)
     trained_head = head(m)
     for p in trained_head.values(): p.requires_grad_(True)
-    side, up = side_of(m); side.eval()
+    side, up = side_of(m, share); side.eval()
     with torch.no_grad():
         for n, p in side.named_parameters():
             if p.ndim == 1 and 'gate' not in n and '.up.' not in n: p.add_(0.1 * torch.randn_like(p))
@@ -199,4 +202,6 @@ for k, (name, (cls, cfg, options)) in enumerate(CASES.items()):
     folder = os.path.join(out, name); os.makedirs(folder, exist_ok=True); m.save_pretrained(folder)
     print(name, sum(p.numel() for p in m.parameters()))
     again = lambda: cls.from_pretrained(folder, attn_implementation='eager').eval().float()
-    pac(again(), folder); lora(again(), folder, options); adapters(again(), folder); full(again(), folder)
+    pac(again(), folder, options.get('share', False))
+    if options.get('pac_only'): continue
+    lora(again(), folder, options); adapters(again(), folder); full(again(), folder)

@@ -190,6 +190,11 @@ impl Backbone {
         head.ok_or_else(|| EngineError::BadStage("it holds no head".into()))
     }
 
+    /// The table of the bias by distance, `[buckets, heads]`, where the stack has one.
+    pub fn relative_bias(&self) -> Option<&Var> {
+        self.relative_bias.as_ref()
+    }
+
     /// What the decoder's layers attend to, of a batch that comes with what its encoder reads; `None` of a single stack.
     ///
     /// # Errors

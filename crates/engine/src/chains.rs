@@ -72,26 +72,36 @@ pub struct Taps {
 impl Chains {
     /// Chains that change nothing yet: random by the seed, Up at 0; a table of the bias by distance starts as the model's.
     pub fn fresh(device: &Device, model: &ModelConfig, config: &ChainsConfig, source: &mut dyn TensorSource, seed: u64) -> Result<Self, EngineError> {
-        let mut start = BTreeMap::new();
+        let mut start: BTreeMap<String, RawTensor> = BTreeMap::new();
         for (layout, (stack, _)) in config.layouts(model)?.iter().zip(names::stacks(model)) {
             start.extend(named_from_flat(layout, &initial_values(layout, seed))?);
             if let (Some((name, shape)), Some(table)) = (layout.relative_bias(), names::relative_bias(stack)) {
                 start.insert(name, RawTensor::from_f32(&shape, &source.load_weight(&table.name, &shape)?.to_f32()));
             }
         }
-        Self::load(device, model, config, |name| start.remove(name))
+        Self::load(device, model, config, |name| start.get(name).cloned())
     }
 
-    /// Chains whose values `find` gives by name.
+    /// Chains whose values `find` gives by name. One without a table of the bias by distance shares the model's
+    /// ([`Chains::share_bias`]): version 1 asks for the same positions, not for whose table.
     ///
     /// # Errors
     /// If one is missing or of another shape, or the model's sizes cannot be divided.
     pub fn load(device: &Device, model: &ModelConfig, config: &ChainsConfig, mut find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Self, EngineError> {
-        let side = |layout: SideLayout| {
+        let side = |mut layout: SideLayout| {
+            if layout.relative_bias().is_some_and(|(name, _)| find(&name).is_none()) {
+                layout = layout.sharing_bias();
+            }
             let flat = flat_from_named(&layout, &mut find)?;
             Side::new(device, layout, &flat)
         };
         Ok(Self { chains: config.layouts(model)?.into_iter().map(side).collect::<Result<_, _>>()? })
+    }
+
+    /// Gives chains without tables of the bias by distance those of the model's stacks.
+    pub fn share_bias(&mut self, model: &Backbone) {
+        let stacks = model.encoder.as_deref().into_iter().chain([model]);
+        self.chains.iter_mut().zip(stacks).for_each(|(side, stack)| side.share_bias(stack.relative_bias()));
     }
 
     /// What they look like.

@@ -37,11 +37,12 @@ impl ParallelTrainer {
         device: &Device,
         config: &ModelConfig,
         source: &mut dyn TensorSource,
-        chains: Chains,
+        mut chains: Chains,
         head: Option<ParameterSet>,
         training: FullTraining,
     ) -> Result<Self, EngineError> {
         let model = Backbone::load_partly(device, config, source, &Parts::all(config), head.as_ref())?;
+        chains.share_bias(&model);
         let sets: Vec<&ParameterSet> = chains.parameters().chain(&head).collect();
         let optimiser = Optimiser::new(device, &sets, training);
         Ok(Self { model, chains, head, optimiser, device: device.clone() })

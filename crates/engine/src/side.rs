@@ -85,6 +85,13 @@ impl Side {
         Ok(Self { parameters, model, first_down, steps, end, rotary, relative_bias, layout })
     }
 
+    /// Gives a chain without a table of the bias by distance the model's, frozen; another keeps its own.
+    pub fn share_bias(&mut self, table: Option<&Var>) {
+        if self.relative_bias.is_none() {
+            self.relative_bias = table.map(|table| Var::constant(table.value.clone()));
+        }
+    }
+
     /// The sizes of the side layers.
     pub fn model(&self) -> &ModelConfig {
         &self.model

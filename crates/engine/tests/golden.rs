@@ -62,5 +62,6 @@ fn t5() {
     holds(&cpu(), "more/t5-untied", &["golden", "lora"]);
     holds(&cpu(), "more/t5-silu-half", &["golden"]);
     holds(&cpu(), "more/t5-gelu", &["golden"]);
+    holds(&cpu(), "tasks/t5-shared-bias", &["pac"]);
     holds(&cpu(), "tasks/t5-seq2seq", &["pac", "lora", "adapters", "full"]);
 }

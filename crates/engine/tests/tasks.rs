@@ -152,6 +152,29 @@ fn heads_start_from_the_folder_where_it_has_them() {
     assert!(got[4] < got[0], "{got:?}");
 }
 
+/// A run on a folder of a base class brings the classifier it trains.
+#[test]
+fn a_run_on_a_base_model_brings_its_head() {
+    let place = folder("tasks/bert-classify");
+    let base = tempfile::tempdir().unwrap();
+    for name in ["pac.json", "pac.safetensors", "lora.json", "lora.safetensors"] {
+        std::fs::copy(place.join(name), base.path().join(name)).unwrap();
+    }
+    let config = std::fs::read_to_string(place.join("config.json")).unwrap();
+    assert!(config.contains("BertForSequenceClassification"));
+    std::fs::write(base.path().join("config.json"), config.replace("BertForSequenceClassification", "BertModel")).unwrap();
+    let mut weights = FolderTensors::open(&place).unwrap();
+    let model = ModelConfig::from_folder(&place).unwrap();
+    let kept = names::Parts::all(&model).parameters(&model).into_iter().filter(|parameter| !parameter.name.starts_with("classifier"));
+    let tensors: Vec<(String, RawTensor)> = kept.map(|parameter| (parameter.name.clone(), weights.load(&parameter.name).unwrap())).collect();
+    let bytes = barycenter_model::write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &Default::default());
+    std::fs::write(base.path().join("model.safetensors"), bytes).unwrap();
+    let report = block_on(barycenter_engine::verify::verify(&device(), base.path())).unwrap();
+    for part in ["pac", "lora"] {
+        assert!(report.worst(part).unwrap().relative_error < 1e-3, "{:?}", report.worst(part));
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused_in_one_sentence() {
     let device = device();

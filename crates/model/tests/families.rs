@@ -71,11 +71,11 @@ fn bert_gets_the_head_of_its_class() {
     assert_eq!(head("BertForMaskedLM"), HeadKind::Masked);
     assert_eq!(head("BertForSequenceClassification"), HeadKind::Classifier { labels: 3, pooled: true });
     let bert = parse(json!({"model_type": "bert", "hidden_size": 24, "num_attention_heads": 2}));
-    let pooled = bert.clone().with_classifier(3, |_| true).unwrap();
+    let pooled = bert.clone().with_classifier(3, |_| true).expect("BERT classifies");
     let names = |config: &ModelConfig| names::classifier(config).into_iter().map(|parameter| parameter.name).collect::<Vec<_>>();
     assert_eq!(names(&pooled), ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"]);
-    assert_eq!(names(&bert.with_classifier(3, |_| false).unwrap()), ["classifier.weight", "classifier.bias"], "without a pooler in the file");
-    let refused = parse(json!({"model_type": "t5"})).with_classifier(2, |_| true).unwrap_err().to_string();
+    assert_eq!(names(&bert.with_classifier(3, |_| false).expect("BERT classifies")), ["classifier.weight", "classifier.bias"], "without a pooler in the file");
+    let refused = parse(json!({"model_type": "t5"})).with_classifier(2, |_| true).expect_err("T5 does not").to_string();
     assert!(refused.contains("`t5`") && refused.contains("BERT"), "{refused}");
     assert!(message(json!({"model_type": "bert", "position_embedding_type": "relative_key"})).contains("relative_key"));
     assert!(message(json!({"model_type": "bert", "is_decoder": true})).contains("is_decoder"));

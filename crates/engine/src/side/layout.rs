@@ -72,6 +72,7 @@ impl Chain {
 #[derive(Clone, Debug)]
 pub struct SideLayout {
     chain: Chain,
+    shares_bias: bool,
     config: SideConfig,
     model: ModelConfig,
     side: ModelConfig,
@@ -87,7 +88,7 @@ impl SideLayout {
             let text = format!("taps {:?} do not ascend from 0 to at most {}", config.taps, model.layers);
             return Err(EngineError::BadStage(text));
         }
-        Ok(Self { chain: Chain::Only, config: config.clone(), model: model.clone(), side, layers })
+        Ok(Self { chain: Chain::Only, shares_bias: false, config: config.clone(), model: model.clone(), side, layers })
     }
 
     /// The whole side network.
@@ -98,6 +99,11 @@ impl SideLayout {
     /// The same as one of the two chains of an encoder-decoder model.
     pub fn of_chain(self, chain: Chain) -> Self {
         Self { chain, ..self }
+    }
+
+    /// The same without a table of the bias by distance of its own: it is given the model's ([`super::Side::share_bias`]).
+    pub fn sharing_bias(self) -> Self {
+        Self { shares_bias: true, ..self }
     }
 
     /// Which stack's taps it reads.
@@ -186,6 +192,9 @@ impl SideLayout {
 
     /// Name and shape of the table of the bias by distance, `[buckets, heads]`: the first layer's by its family's name.
     pub fn relative_bias(&self) -> Option<(String, Vec<usize>)> {
+        if self.shares_bias {
+            return None;
+        }
         let (name, shape) = names::relative_bias_in_layer(&self.side)?;
         Some((self.name(&format!("layers.0.{name}")), shape))
     }

@@ -92,6 +92,16 @@ fn batch_of(config: &ModelConfig, file: &mut FolderTensors) -> Result<(MicroBatc
     Ok((batch, inputs))
 }
 
+/// The model with the classifier that a run trains on it, where the folder itself has no head.
+fn with_head_of(config: &ModelConfig, weights: &dyn TensorSource, file: &FolderTensors) -> Result<ModelConfig, EngineError> {
+    let Some([_, matrix]) = config.family.table().head.classifier.filter(|_| config.head == HeadKind::None) else { return Ok(config.clone()) };
+    let start = |name: &str| [format!("init.{name}"), format!("init.{}", peft_saved_name(name))].into_iter().find(|name| file.has(name));
+    match start(&format!("{matrix}.weight")).and_then(|name| file.shape(&name)?.first().copied()) {
+        Some(labels) => Ok(config.clone().with_classifier(labels, |name| weights.has(name) || start(name).is_some())?),
+        None => Ok(config.clone()),
+    }
+}
+
 /// Repeats a run of training: losses, gradients of the second step, final values and logits.
 pub(super) async fn verify_run(
     device: &Device,
@@ -104,6 +114,7 @@ pub(super) async fn verify_run(
 ) -> Result<(), EngineError> {
     let settings = RunSettings::read(settings_path)?;
     let training = settings.training();
+    let config = &with_head_of(config, weights, file)?;
     let (batch, inputs) = batch_of(config, file)?;
     // What is trained of a classifier is what the file starts from.
     let stored = |name: &str, file: &FolderTensors| if part == "lora" { stored_peft(name, file) } else { Some(format!("init.{name}")).filter(|name| file.has(name)) };
