@@ -1,18 +1,21 @@
 //! How each method's step is made and timed.
 
-use super::{LAST_LAYERS, Load, Method, RANK, REDUCTION, Run, StepTimes, sequences};
+use super::{LAST_LAYERS, Load, Method, RANK, REDUCTION, Run, StepTimes, samples};
 use crate::backbone::Backbone;
 use crate::bottleneck::{BottleneckConfig, Bottlenecks};
+use crate::chains::{Chains, ChainsConfig};
 use crate::error::EngineError;
 use crate::lora::{Lora, LoraConfig, lora_start};
 use crate::loss::cross_entropy;
 use crate::optim::{AdamWConfig, LinearSchedule, clip_factor};
 use crate::packed::{DeviceBatch, MicroBatch};
+use crate::parallel::ParallelTrainer;
 use crate::side::SideConfig;
 use crate::stage::{ForwardPass, StageRuntime};
 use crate::tape::{Tape, no_yield};
 use crate::tensor::Tensor;
 use crate::train_full::{FullTrainer, FullTraining};
+use crate::trainer::{self, Trainer};
 use crate::tune::{BoundaryDtype, Inserts, Tuner};
 use barycenter_model::names::Parts;
 
@@ -23,11 +26,12 @@ const MAX_NORM: f32 = 1.0;
 
 pub(super) async fn times(run: &Run<'_>, method: Method) -> Result<StepTimes, EngineError> {
     run.device.reset_peak();
-    let (encoder_sequences, sequences) = sequences(&run.config, run.load);
-    let (encoder_batch, batch) = (encoder_sequences.as_ref().map(MicroBatch::pack), MicroBatch::pack(&sequences));
-    let mut times = StepTimes { seconds: Vec::new(), tokens: batch.tokens() + encoder_batch.as_ref().map_or(0, MicroBatch::tokens), peak_bytes: 0, cache_bytes: 0 };
+    let samples = samples(&run.config, run.load);
+    let batch = MicroBatch::of(&samples);
+    let tokens = batch.tokens() + batch.encoder.as_ref().map_or(0, |encoder| encoder.tokens());
+    let mut times = StepTimes { seconds: Vec::new(), tokens, peak_bytes: 0, cache_bytes: 0 };
     match method {
-        Method::Forward => forward(run, encoder_batch.as_ref(), &batch, &mut times).await?,
+        Method::Forward => forward(run, &batch, &mut times).await?,
         Method::Full => full(run, batch, &mut times).await?,
         Method::Lora => {
             let inserts = Inserts::Lora(lora(run, None)?);
@@ -44,8 +48,12 @@ pub(super) async fn times(run: &Run<'_>, method: Method) -> Result<StepTimes, En
             tuned(run, inserts, &batch, true, &mut times).await?;
         }
         Method::ParallelFill | Method::ParallelCached => {
-            let batches: Vec<MicroBatch> = sequences.chunks(run.load.micro_batch).map(MicroBatch::pack).collect();
-            parallel(run, &batches, method == Method::ParallelCached, &mut times).await?;
+            let batches: Vec<MicroBatch> = samples.chunks(run.load.micro_batch).map(MicroBatch::of).collect();
+            let from_cache = method == Method::ParallelCached;
+            match run.config.encoder {
+                Some(_) => parallel_chains(run, &batches, from_cache, &mut times).await?,
+                None => parallel(run, &batches, from_cache, &mut times).await?,
+            }
         }
     }
     times.peak_bytes = run.device.memory().peak_bytes;
@@ -69,7 +77,7 @@ fn training() -> FullTraining {
     FullTraining { schedule, optimiser: AdamWConfig::default(), max_norm: MAX_NORM }
 }
 
-async fn forward(run: &Run<'_>, encoder_batch: Option<&MicroBatch>, batch: &MicroBatch, times: &mut StepTimes) -> Result<(), EngineError> {
+async fn forward(run: &Run<'_>, batch: &MicroBatch, times: &mut StepTimes) -> Result<(), EngineError> {
     let not_whole = || EngineError::BadStage("it does not hold the whole model".into());
     let model = Backbone::load(run.device, &run.config, &mut run.weights(), &Parts::all(&run.config))?;
     let head = model.head.as_ref().ok_or_else(not_whole)?;
@@ -77,7 +85,7 @@ async fn forward(run: &Run<'_>, encoder_batch: Option<&MicroBatch>, batch: &Micr
         let started = (run.clock)();
         let tape = Tape::computing(run.device);
         let on_device = DeviceBatch::new(run.device, batch);
-        let memory = match encoder_batch {
+        let memory = match batch.encoder.as_deref() {
             Some(encoder_batch) => Some(model.encode(&tape, &DeviceBatch::new(run.device, encoder_batch), &on_device)?),
             None => None,
         };
@@ -168,6 +176,43 @@ async fn parallel(run: &Run<'_>, batches: &[MicroBatch], from_cache: bool, times
         }
         let norm = runtime.gradient_squared_norm().await?.sqrt() as f32;
         runtime.apply(step as u32 + 1, LEARNING_RATE, clip_factor(norm, MAX_NORM))?;
+        settle(run).await?;
+        note(run, times, step, started);
+        times.cache_bytes = times.cache_bytes.max(filled);
+    }
+    Ok(())
+}
+
+/// Of parallel adapters beside encoder and decoder.
+async fn parallel_chains(run: &Run<'_>, batches: &[MicroBatch], from_cache: bool, times: &mut StepTimes) -> Result<(), EngineError> {
+    let mut weights = run.weights();
+    let chains = Chains::fresh(run.device, &run.config, &ChainsConfig::new(REDUCTION), &mut weights, run.load.seed)?;
+    let mut trainer = ParallelTrainer::load(run.device, &run.config, &mut weights, chains, None, training())?;
+    let labels: usize = batches.iter().map(|batch| batch.classes.len()).sum();
+    let factor = Some(1.0 / labels as f32);
+    let bytes = |entries: &[Vec<Vec<u8>>]| entries.iter().flatten().map(Vec::len).sum::<usize>();
+    let mut cache = Vec::new();
+    if from_cache {
+        for batch in batches {
+            let entries = trainer.fill(batch, &no_yield()).await?;
+            times.cache_bytes += bytes(&entries);
+            cache.push(entries);
+        }
+        trainer.drop_backbone(&mut weights)?;
+        run.device.reset_peak();
+    }
+    for step in steps(run.load) {
+        let started = (run.clock)();
+        let mut filled = 0;
+        for (index, batch) in batches.iter().enumerate() {
+            // The program fills its cache before the first epoch of these models, so a fill step encodes and trains from it.
+            let entries = if from_cache { None } else { Some(trainer.fill(batch, &no_yield()).await?) };
+            filled += entries.as_deref().map_or(0, bytes);
+            let entries = entries.as_deref().unwrap_or_else(|| &cache[index]);
+            trainer::loss(&trainer, batch, Some(entries), factor, &no_yield()).await?;
+        }
+        trainer::clipped_update(&mut trainer, 0.0, times.tokens).await?;
+        trainer.sets().iter().for_each(|set| set.zero_grads());
         settle(run).await?;
         note(run, times, step, started);
         times.cache_bytes = times.cache_bytes.max(filled);
