@@ -8,6 +8,7 @@ use crate::tape::Tape;
 use crate::tensor::{Device, Tensor};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Encodes rows (`values`: tokens · width) and, for the last tap, `rho` of the labelled positions (else empty).
@@ -39,34 +40,53 @@ pub fn restore<'a>(
     (tokens, width): (usize, usize),
     entries: impl IntoIterator<Item = (Option<&'a [u8]>, Range<usize>, usize)>,
 ) -> Option<(Tensor, Vec<f32>)> {
-    let mut rows = Rows::new(tokens * width);
+    // Packed halves come in pairs.
+    let packed = Tensor::empty_as(device, &[(tokens * width).next_multiple_of(2)], Dtype::F16);
+    let mut rows = Rows::default();
     let mut rho = Vec::new();
     for (bytes, segment, labels) in entries {
         let (halves, behind) = split(bytes?, segment.len(), width, labels)?;
-        rows.put(segment.start * width, halves);
+        rows.put(&packed, segment.start * width, halves);
         rho.extend(floats(behind));
     }
-    // Packed halves come in pairs.
-    let packed = Tensor::from_words(device, &[(tokens * width).next_multiple_of(2)], Dtype::F16, &rows.words);
+    rows.flush(&packed);
     Some((Tape::computing(device).unpack(&packed).part(0, &[tokens, width]), rho))
 }
 
-/// Rows of several entries behind one another, as a device takes packed halves: two a word, the lower index low.
+/// Halves on their way to a device, two a word, the lower index low: straight from an entry where it begins and ends with a
+/// whole word, else gathered until the end.
+#[derive(Default)]
 struct Rows {
-    words: Vec<u32>,
+    /// Words that are not whole yet, with their place: halves of neighbours that meet in one.
+    odd: BTreeMap<usize, [u8; 4]>,
 }
 
 impl Rows {
-    /// Room for so many values, all 0.
-    fn new(values: usize) -> Self {
-        Self { words: vec![0; values.div_ceil(2)] }
-    }
-
     /// Puts stored halves where element `first` is.
-    fn put(&mut self, first: usize, halves: &[u8]) {
+    fn put(&mut self, to: &Tensor, first: usize, halves: &[u8]) {
         // Words and halves are little-endian on every platform WebGPU runs on, as entries are.
         const { assert!(cfg!(target_endian = "little")) };
-        bytemuck::cast_slice_mut::<u32, u8>(&mut self.words)[2 * first..][..halves.len()].copy_from_slice(halves);
+        let skipped = 2 * (first % 2).min(halves.len() / 2);
+        let (head, rest) = halves.split_at(skipped);
+        let (whole, tail) = rest.split_at(rest.len() / 4 * 4);
+        let first_word = first.div_ceil(2);
+        if !head.is_empty() {
+            self.odd.entry(first / 2).or_default()[2..].copy_from_slice(head);
+        }
+        if !tail.is_empty() {
+            self.odd.entry(first_word + whole.len() / 4).or_default()[..2].copy_from_slice(tail);
+        }
+        match bytemuck::try_cast_slice(whole) {
+            Ok([]) => {}
+            Ok(words) => to.device().write(to.buffer(), first_word, words),
+            Err(_) => to.device().write(to.buffer(), first_word, &bytemuck::pod_collect_to_vec::<u8, u32>(whole)),
+        }
+    }
+
+    fn flush(self, to: &Tensor) {
+        for (word, bytes) in self.odd {
+            to.device().write(to.buffer(), word, &[u32::from_le_bytes(bytes)]);
+        }
     }
 }
 
@@ -98,13 +118,19 @@ mod tests {
 
     #[test]
     fn rows_of_odd_entries_lie_behind_one_another() {
-        let mut rows = Rows::new(9);
-        for (first, values) in [(0, &[1.0f32, 2.0, 3.0][..]), (3, &[4.0, 5.0, 6.0, 7.0, 8.0, 9.0])] {
-            let bytes = encode(values, &[]);
-            let (halves, _) = split(&bytes, values.len(), 1, 0).expect("splits");
-            rows.put(first, halves);
+        let device: Device = std::rc::Rc::new(crate::CpuBackend::default());
+        for lengths in [&[3usize, 6][..], &[1, 1, 1], &[4, 2], &[5, 1, 3, 2]] {
+            let mut start = 0;
+            let mut entries = Vec::new();
+            for &len in lengths {
+                let values: Vec<f32> = (start..start + len).map(|i| i as f32).collect();
+                entries.push((encode(&values, &[]), start..start + len));
+                start += len;
+            }
+            let of_sequences = entries.iter().map(|(bytes, segment)| (Some(&bytes[..]), segment.clone(), 0));
+            let (tensor, _) = restore(&device, (start, 1), of_sequences).expect("restores");
+            let want: Vec<f32> = (0..start).map(|i| i as f32).collect();
+            assert_eq!(pollster::block_on(tensor.read()).expect("reads"), want, "{lengths:?}");
         }
-        let halves: &[f16] = bytemuck::cast_slice(&rows.words);
-        assert_eq!(halves.iter().map(|half| half.to_f32()).collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 0.0]);
     }
 }

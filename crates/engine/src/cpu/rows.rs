@@ -2,6 +2,7 @@
 
 use super::simd::{self, kernel};
 use super::slab::Packed;
+use half::slice::HalfFloatSliceExt;
 
 pub(super) fn add_bias(y: &mut [f32], bias: &[f32]) {
     simd::for_row_chunks(y, bias.len(), |_, y| add_bias_rows(y, bias));
@@ -183,8 +184,13 @@ pub(super) fn scatter_rows(dy: &[f32], indices: &[u32], dx: &mut [f32], cols: us
 
 pub(super) fn pack_f16(x: &[f32], out: &mut [u32]) {
     const LARGEST: f32 = 65504.0;
-    let half = |x: f32| u32::from(half::f16::from_f32(x.clamp(-LARGEST, LARGEST)).to_bits());
-    for (out, pair) in out.iter_mut().zip(x.chunks_exact(2)) {
-        *out = half(pair[0]) | (half(pair[1]) << 16);
+    /// Values that are clamped before they are converted, by the processor's own instruction where it has one.
+    const PIECE: usize = 256;
+    let halves: &mut [half::f16] = bytemuck::cast_slice_mut(out);
+    let mut clamped = [0f32; PIECE];
+    for (x, halves) in x.chunks(PIECE).zip(halves.chunks_mut(PIECE)) {
+        let clamped = &mut clamped[..x.len()];
+        clamped.iter_mut().zip(x).for_each(|(to, x)| *to = x.clamp(-LARGEST, LARGEST));
+        halves.convert_from_f32_slice(clamped);
     }
 }

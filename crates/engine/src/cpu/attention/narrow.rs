@@ -137,6 +137,16 @@ fn add_times(sum: &mut Lanes, a: &Lanes, factor: f32) {
     }
 }
 
+/// The lanes added as a tree.
+#[inline(always)]
+fn total(lanes: &Lanes) -> f32 {
+    let mut sums = [0f32; QUERIES / 2];
+    for i in 0..QUERIES / 2 {
+        sums[i] = lanes[i] + lanes[i + QUERIES / 2];
+    }
+    (sums[0] + sums[2]) + (sums[1] + sums[3])
+}
+
 #[inline(always)]
 fn attend_width<const WIDTH: usize>(segment: Segment, (q, k, v): (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Vec<f32>) {
     let (group, k_stride, scale) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH, segment.scale);
@@ -236,7 +246,7 @@ fn attend_grad_width<const WIDTH: usize>(segment: Segment, from: GradInputs<'_>,
         for (lanes, to) in [(&*dkeys, &mut *dk), (&*dvalues, &mut *dv)] {
             for (j, lanes) in lanes.as_chunks::<WIDTH>().0.iter().enumerate() {
                 for (to, lanes) in to[j * k_stride + column..][..WIDTH].iter_mut().zip(lanes) {
-                    *to = lanes.iter().sum();
+                    *to = total(lanes);
                 }
             }
         }
