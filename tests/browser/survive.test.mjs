@@ -44,7 +44,7 @@ test('a node killed while training from the cache costs no sample', async () => 
   const household = await Household.start(harness);
   const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
   guests = [a];
-  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 4, exact_match_rows: 0 });
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 12, exact_match_rows: 0 });
   await household.untilRun(run, 'a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1);
   b.kill();
   const whole = await household.untilRun(run, 'the run ends', done);
@@ -55,7 +55,7 @@ test('a node killed while training from the cache costs no sample', async () => 
 test('a restarted server resumes the run where it was, and the nodes come back by themselves', async () => {
   const household = await Household.start(harness);
   guests = [await household.joinNative('A'), await household.joinNative('B')];
-  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 4, exact_match_rows: 0 });
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 12, exact_match_rows: 0 });
   await household.untilRun(run, 'a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1);
   household.server.kill();
   await household.serve();
@@ -66,7 +66,8 @@ test('a restarted server resumes the run where it was, and the nodes come back b
 test('a node that comes during a run is used from the next epoch on', async () => {
   const household = await Household.start(harness);
   guests = [await household.joinNative('A')];
-  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 8, exact_match_rows: 0 });
+  // Long enough for a node that first has to test itself and to link: an epoch takes a fraction of a second.
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 80, exact_match_rows: 0 });
   await household.untilRun(run, 'the fill epoch is on its way', ({ losses }) => losses.length >= 2);
   guests.push(await household.joinNative('C'));
   await household.untilRun(run, 'both train', ({ plan }) => plan.train.length === 2);
