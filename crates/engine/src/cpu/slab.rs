@@ -36,6 +36,8 @@ impl Slab {
         });
         self.live_words += buffer.len();
         self.live_peak_words = self.live_peak_words.max(self.live_words);
+        // What was kept for sizes that are not asked for any more makes room.
+        self.trim();
         self.peak_words = self.peak_words.max(self.live_words + self.spare_words);
         let index = self.free_ids.pop().unwrap_or_else(|| {
             self.buffers.push(Vec::new());
@@ -51,8 +53,14 @@ impl Slab {
         self.live_words -= buffer.len();
         self.spare_words += buffer.len();
         self.spare.entry(buffer.len()).or_default().push(buffer);
-        // What was needed at once before will be needed again in the next step: it costs no memory beyond that peak.
-        let needed_again = self.live_peak_words.saturating_sub(self.live_words);
+        self.trim();
+    }
+
+    /// Gives back kept buffers beyond what is allowed, the largest first.
+    fn trim(&mut self) {
+        // What was needed at once before will be needed again in the next step, an eighth more for sizes that differ: it
+        // costs no memory beyond that peak.
+        let needed_again = (self.live_peak_words + self.live_peak_words / 8).saturating_sub(self.live_words);
         let allowed = ((self.live_words as f64 * SPARE_SHARE) as usize).max(SPARE_FLOOR_WORDS).max(needed_again);
         while self.spare_words > allowed {
             let Some(class) = self.spare.keys().next_back().copied() else { break };
@@ -206,4 +214,21 @@ fn size_class(words: usize) -> usize {
     }
     let step = (words.next_power_of_two() / 8).max(16);
     words.div_ceil(step) * step
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_kept_for_other_sizes_make_room_for_new_ones() {
+        let mut slab = Slab::default();
+        let words = 8 * SPARE_FLOOR_WORDS;
+        let large: Vec<BufferId> = (0..8).map(|_| slab.allocate(words / 8)).collect();
+        large.into_iter().for_each(|id| slab.free(id));
+        assert_eq!((slab.memory().current_bytes, slab.memory().buffers_made), (4 * words as u64, 8), "the next step finds them");
+        let small: Vec<BufferId> = (0..64).map(|_| slab.allocate(words / 64)).collect();
+        let (peak, most) = (slab.memory().peak_bytes, (4.0 * words as f64 * (1.0 + SPARE_SHARE)) as u64);
+        assert!(peak <= most, "{peak} bytes for twice {} bytes one after the other, {} buffers", 4 * words, small.len());
+    }
 }
