@@ -187,6 +187,29 @@ fn a_late_device_is_used_from_the_next_epoch_on() {
 }
 
 #[test]
+fn a_late_device_whose_links_take_longer_than_an_epoch_is_still_used() {
+    let mut start = small_run(4, 80, 5, 4, 60);
+    start.plan.use_all_nodes = true;
+    let mut world = World::new(10, start, random_links(10, vec![laptop(), laptop(), laptop()]));
+    world.at(0, Act::On(0));
+    world.at(0, Act::On(1));
+    world.at(SECOND, Act::Start);
+    assert!(world.run_until(LIMIT, |w| w.recorded_steps().contains_key(&(1, 2))));
+    for end in [0, 1] {
+        world.at(world.now, Act::Cut(end, 2));
+    }
+    world.at(world.now, Act::On(2));
+    assert!(world.run_until(LIMIT, |w| w.recorded_steps().contains_key(&(3, 2))));
+    assert!(world.plans().iter().all(|(_, plan)| plan.train.len() == 2), "it cannot be used yet");
+    for end in [0, 1] {
+        world.at(world.now, Act::Mend(end, 2));
+    }
+    finish(&mut world);
+    all_recorded(&world);
+    assert!(world.plans().last().is_some_and(|(_, plan)| plan.train.len() == 3));
+}
+
+#[test]
 fn a_server_restart_resumes_the_run_where_it_was() {
     for steps in [3, 8, 15] {
         let mut world = household(11, vec![laptop(), laptop(), laptop()], 2);

@@ -18,7 +18,7 @@ use crate::order::SampleOrder;
 use crate::planner::{self, FillWish, PlanOptions, linked_subset};
 use crate::schedule::{steps_per_epoch, total_steps};
 use barycenter_protocol::api::RunState;
-use barycenter_protocol::control::{Assignment, CheckpointRef, FromNode, Holding, Phase, PhaseKind, StepReport, ToNode};
+use barycenter_protocol::control::{Assignment, CheckpointRef, FromNode, Holding, Measurements, Phase, PhaseKind, StepReport, ToNode};
 use barycenter_protocol::plan::{FillMode, Plan};
 use barycenter_protocol::{Generation, NodeId, RunId};
 use replan::{Rehearsal, Weighing};
@@ -510,10 +510,15 @@ impl Run {
 
     fn make_plan(&self, ctx: &Context, fill: FillWish) -> Result<(Plan, BTreeSet<NodeId>), planner::PlanError> {
         let options = PlanOptions { fill, ..self.start.plan.clone() };
-        let takes_part = |n: NodeId| !self.is_left_out(ctx.now, n) && !options.without.contains(&n);
-        let measured = self.corrected(linked_subset(&ctx.swarm.measurements(takes_part)));
+        let measured = self.corrected(self.linked(ctx));
         let considered = measured.devices.iter().map(|d| d.node).collect();
         Ok((planner::plan(&self.start.cost, &measured, self.start.spec.batch, &options)?, considered))
+    }
+
+    /// What is known of the devices that may take part and are linked with one another.
+    fn linked(&self, ctx: &Context) -> Measurements {
+        let takes_part = |n: NodeId| !self.is_left_out(ctx.now, n) && !self.start.plan.without.contains(&n);
+        linked_subset(&ctx.swarm.measurements(takes_part))
     }
 
     fn prepare(&mut self, ctx: &mut Context, plan: Plan, considered: BTreeSet<NodeId>) {

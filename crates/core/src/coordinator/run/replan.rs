@@ -149,7 +149,12 @@ impl Run {
 
     /// The end of a train epoch: whether the next one gets another plan.
     pub(super) fn changes_at_epoch_end(&mut self, ctx: &mut Context, epoch: u32) -> bool {
-        let newcomers = self.newcomers(ctx);
+        // Whoever is still making links is asked about at the end of a later epoch.
+        let mut newcomers = self.newcomers(ctx);
+        if !newcomers.is_empty() {
+            let linked = self.linked(ctx);
+            newcomers.retain(|n| linked.devices.iter().any(|d| d.node == *n));
+        }
         let is_ready = match &self.rehearsal {
             Some(rehearsal) if !rehearsal.pending.is_empty() => return false,
             rehearsal => rehearsal.is_some(),
