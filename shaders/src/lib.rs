@@ -1,10 +1,10 @@
 //! The WGSL kernels of Barycenter: one file per operation, listed here, validated by a test.
 //!
-//! A file is valid WGSL as it stands, together with the parts that it is listed with (`wgsl/part`: functions that several
-//! kernels call). Its variants differ only in lines of the form `const NAME: u32 = 4u;`, whose values
+//! A file is valid WGSL as it stands, together with the parts that it is listed with (`wgsl/part`: bindings and
+//! functions that several kernels share). Its variants differ only in lines of the form `const NAME: u32 = 4u;`, whose values
 //! [`Kernel::source_with`] replaces: layouts, element types and tile sizes become constants of the pipeline, never
-//! branches at run time. Loops marked `// unroll` are written out then (see [`unroll`]). Binding 0 is the uniform `params`, whose first fields are the offsets, in elements, of
-//! the storage buffers that follow it as bindings 1, 2, …
+//! branches at run time. Loops marked `// unroll` are written out then (see [`unroll`]). Binding 0 is the uniform `params`, whose
+//! first fields are the offsets, in elements, of the storage buffers that follow it as bindings 1, 2, …
 
 pub mod unroll;
 
@@ -47,15 +47,15 @@ kernels![
     "column_sum",
     "copy",
     "copy_columns",
-    "embed",
+    "embed" + "half",
     "embed_grad",
     "fill",
     "gate_mix",
     "gate_mix_grad",
     "gather_rows",
-    "matmul" + "weights" + "operands",
-    "matmul_registers" + "weights" + "operands",
-    "matmul_rows" + "weights",
+    "matmul" + "half" + "weights" + "operands",
+    "matmul_registers" + "half" + "weights" + "operands",
+    "matmul_rows" + "half" + "weights",
     "pack_f16",
     "rms_norm",
     "rms_norm_grad",
@@ -70,7 +70,7 @@ kernels![
     "sum_partials",
     "sum_squares",
     "tap_scale",
-    "unpack_f16",
+    "unpack_f16" + "half",
 ];
 
 /// The kernel of that file name, `None` if there is none.

@@ -10,21 +10,6 @@
 // while it is loaded, one block of each operand per invocation.
 // Dispatch: (ceil(n / tile), ceil(m / tile), 1).
 
-struct Params {
-    a_at: u32,
-    b_at: u32,
-    c_at: u32,
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;
-
 const LAYOUT: u32 = 0u;
 const B_DTYPE: u32 = 0u;
 const A_VEC4: u32 = 0u;

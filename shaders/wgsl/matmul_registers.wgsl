@@ -7,21 +7,6 @@
 // A workgroup is GROUP_X x GROUP_Y such tiles.
 // Dispatch: (ceil(n / (4 COL_QUADS GROUP_X)), ceil(m / (4 ROW_QUADS GROUP_Y)), 1).
 
-struct Params {
-    a_at: u32,
-    b_at: u32,
-    c_at: u32,
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;
-
 const LAYOUT: u32 = 0u;
 const B_DTYPE: u32 = 0u;
 const A_VEC4: u32 = 0u;

@@ -5,21 +5,6 @@
 // Dispatch: 64 invocations a workgroup: 8 columns of c, 8 invocations to a column, each taking every 8th vec4 of k;
 // workgroups in x then y.
 
-struct Params {
-    a_at: u32,
-    b_at: u32,
-    c_at: u32,
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;
-
 const B_DTYPE: u32 = 0u;
 const ROWS: u32 = 8u;
 

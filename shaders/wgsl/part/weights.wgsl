@@ -1,24 +1,26 @@
 
-// Part of the matrix products: b as it is stored (B_DTYPE), four elements at a time.
+// Part of the matrix products: their bindings, and b as it is stored (B_DTYPE), four elements at a time.
+
+struct Params {
+    a_at: u32,
+    b_at: u32,
+    c_at: u32,
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
 
 fn unpack_pair(word: u32) -> vec2<f32> {
     if B_DTYPE == 1u {
         return unpack2x16float(word);
     }
     return vec2(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
-}
-
-// f16 to f32 in integers: the built-in may flush subnormals, which the scales of small weights are.
-fn half_to_float(bits: u32) -> f32 {
-    let sign = (bits & 0x8000u) << 16u;
-    let exponent = (bits >> 10u) & 31u;
-    let mantissa = bits & 0x3ffu;
-    if exponent == 0u {
-        // A subnormal is mantissa * 2^-24, a normal f32.
-        let magnitude = f32(mantissa) * 5.9604644775390625e-8;
-        return bitcast<f32>(bitcast<u32>(magnitude) | sign);
-    }
-    return bitcast<f32>(sign | ((exponent + 112u) << 23u) | (mantissa << 13u));
 }
 
 fn b_word(at: u32) -> u32 {
