@@ -1,7 +1,9 @@
 //! A run cut into stages, and training from the cache, compute what one device computes.
 
+mod support;
+
 use barycenter_engine::optim::AdamWConfig;
-use barycenter_engine::packed::{MicroBatch, Sequence};
+use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::side::{SideConfig, SideLayout, initial_values, named_from_flat};
 use barycenter_engine::stage::{ForwardPass, StageInput, StageRuntime};
 use barycenter_engine::tape::no_yield;
@@ -12,6 +14,7 @@ use barycenter_model::{FolderTensors, ModelConfig, RawTensor};
 use pollster::block_on;
 use std::path::PathBuf;
 use std::rc::Rc;
+use support::batch;
 
 /// One decoder of each kind: what a stage passes on must not depend on the family.
 const CASES: [&str; 3] = ["llama-gqa", "gemma3", "gpt2"];
@@ -45,15 +48,6 @@ fn stage(case: &str, layers: std::ops::Range<usize>) -> StageRuntime {
     };
     stage.restore_side(&side, layers, AdamWConfig::default(), find).unwrap();
     stage
-}
-
-fn batch() -> MicroBatch {
-    let make = |s: u32, len: u32| {
-        let ids: Vec<u32> = (0..len).map(|t| (s * 31 + t * t * 7 + 3) % 320).collect();
-        let labels = (len / 2..len - 1).map(|t| (t, ids[t as usize + 1])).collect();
-        Sequence { ids, labels }
-    };
-    MicroBatch::pack(&[make(0, 12), make(1, 7), make(2, 15)])
 }
 
 fn pass(batch: &MicroBatch, input: Option<StageInput>) -> ForwardPass<'_> {

@@ -3,7 +3,6 @@
 mod support;
 
 use barycenter_engine::optim::AdamWConfig;
-use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::side::SideConfig;
 use barycenter_engine::stage::{ForwardPass, StageRuntime};
 use barycenter_engine::tape::no_yield;
@@ -13,15 +12,7 @@ use barycenter_model::{FolderTensors, ModelConfig};
 use pollster::block_on;
 use std::path::PathBuf;
 use std::rc::Rc;
-
-fn batch() -> MicroBatch {
-    let make = |s: u32, len: u32| {
-        let ids: Vec<u32> = (0..len).map(|t| (s * 31 + t * t * 7 + 3) % 320).collect();
-        let labels = (len / 2..len - 1).map(|t| (t, ids[t as usize + 1])).collect();
-        Sequence { ids, labels }
-    };
-    MicroBatch::pack(&[make(0, 12), make(1, 7), make(2, 15)])
-}
+use support::batch;
 
 fn later_steps_make_no_buffers(device: &Device) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama-gqa");

@@ -166,15 +166,21 @@ fn a_cut_between_two_devices_keeps_the_better_connected() {
     assert!(world.plans()[1].1.nodes().len() == 2);
 }
 
-#[test]
-fn a_late_device_is_used_from_the_next_epoch_on() {
-    let mut start = small_run(4, 80, 5, 4, 4);
+/// Three laptops, the third still off, in epoch 1 of a run that everybody is to take part in.
+fn two_of_three_at_work(epochs: u32) -> World {
+    let mut start = small_run(4, 80, 5, 4, epochs);
     start.plan.use_all_nodes = true;
     let mut world = World::new(10, start, random_links(10, vec![laptop(), laptop(), laptop()]));
     world.at(0, Act::On(0));
     world.at(0, Act::On(1));
     world.at(SECOND, Act::Start);
     assert!(world.run_until(LIMIT, |w| w.recorded_steps().contains_key(&(1, 2))));
+    world
+}
+
+#[test]
+fn a_late_device_is_used_from_the_next_epoch_on() {
+    let mut world = two_of_three_at_work(4);
     let plans = world.plans().len();
     world.at(world.now, Act::On(2));
     finish(&mut world);
@@ -188,13 +194,7 @@ fn a_late_device_is_used_from_the_next_epoch_on() {
 
 #[test]
 fn a_late_device_whose_links_take_longer_than_an_epoch_is_still_used() {
-    let mut start = small_run(4, 80, 5, 4, 60);
-    start.plan.use_all_nodes = true;
-    let mut world = World::new(10, start, random_links(10, vec![laptop(), laptop(), laptop()]));
-    world.at(0, Act::On(0));
-    world.at(0, Act::On(1));
-    world.at(SECOND, Act::Start);
-    assert!(world.run_until(LIMIT, |w| w.recorded_steps().contains_key(&(1, 2))));
+    let mut world = two_of_three_at_work(60);
     for end in [0, 1] {
         world.at(world.now, Act::Cut(end, 2));
     }

@@ -1,9 +1,10 @@
-//! What the tests of the WebGPU back end share.
+//! What tests of the engine share.
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod golden;
 
 use barycenter_engine::gpu::GpuBackend;
+use barycenter_engine::packed::{MicroBatch, Sequence};
 
 /// The best adapter there is, a software one included; `None`, said on one line, if there is none at all.
 ///
@@ -24,6 +25,16 @@ pub fn gpu() -> Option<GpuBackend> {
             None
         }
     }
+}
+
+/// Three sequences of the golden models' ids, each with its second half labelled.
+pub fn batch() -> MicroBatch {
+    let make = |s: u32, len: u32| {
+        let ids: Vec<u32> = (0..len).map(|t| (s * 31 + t * t * 7 + 3) % 320).collect();
+        let labels = (len / 2..len - 1).map(|t| (t, ids[t as usize + 1])).collect();
+        Sequence { ids, labels }
+    };
+    MicroBatch::pack(&[make(0, 12), make(1, 7), make(2, 15)])
 }
 
 /// A small seeded generator (splitmix64): the tests need numbers, not statistics.
