@@ -8,7 +8,6 @@ use crate::tape::Tape;
 use crate::tensor::{Device, Tensor};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Encodes rows (`values`: tokens · width) and, for the last tap, `rho` of the labelled positions (else empty).
@@ -41,53 +40,19 @@ pub fn restore<'a>(
     entries: impl IntoIterator<Item = (Option<&'a [u8]>, Range<usize>, usize)>,
 ) -> Option<(Tensor, Vec<f32>)> {
     // Packed halves come in pairs.
-    let packed = Tensor::empty_as(device, &[(tokens * width).next_multiple_of(2)], Dtype::F16);
-    let mut rows = Rows::default();
+    let even = (tokens * width).next_multiple_of(2);
+    let mut words = vec![0u32; even / 2];
+    // Words and halves are little-endian on every platform WebGPU runs on, as entries are.
+    const { assert!(cfg!(target_endian = "little")) };
+    let rows: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
     let mut rho = Vec::new();
     for (bytes, segment, labels) in entries {
         let (halves, behind) = split(bytes?, segment.len(), width, labels)?;
-        rows.put(&packed, segment.start * width, halves);
+        rows[2 * segment.start * width..][..halves.len()].copy_from_slice(halves);
         rho.extend(floats(behind));
     }
-    rows.flush(&packed);
+    let packed = Tensor::from_words(device, &[even], Dtype::F16, &words);
     Some((Tape::computing(device).unpack(&packed).part(0, &[tokens, width]), rho))
-}
-
-/// Halves on their way to a device, two a word, the lower index low: straight from an entry where it begins and ends with a
-/// whole word, else gathered until the end.
-#[derive(Default)]
-struct Rows {
-    /// Words that are not whole yet, with their place: halves of neighbours that meet in one.
-    odd: BTreeMap<usize, [u8; 4]>,
-}
-
-impl Rows {
-    /// Puts stored halves where element `first` is.
-    fn put(&mut self, to: &Tensor, first: usize, halves: &[u8]) {
-        // Words and halves are little-endian on every platform WebGPU runs on, as entries are.
-        const { assert!(cfg!(target_endian = "little")) };
-        let skipped = 2 * (first % 2).min(halves.len() / 2);
-        let (head, rest) = halves.split_at(skipped);
-        let (whole, tail) = rest.split_at(rest.len() / 4 * 4);
-        let first_word = first.div_ceil(2);
-        if !head.is_empty() {
-            self.odd.entry(first / 2).or_default()[2..].copy_from_slice(head);
-        }
-        if !tail.is_empty() {
-            self.odd.entry(first_word + whole.len() / 4).or_default()[..2].copy_from_slice(tail);
-        }
-        match bytemuck::try_cast_slice(whole) {
-            Ok([]) => {}
-            Ok(words) => to.device().write(to.buffer(), first_word, words),
-            Err(_) => to.device().write(to.buffer(), first_word, &bytemuck::pod_collect_to_vec::<u8, u32>(whole)),
-        }
-    }
-
-    fn flush(self, to: &Tensor) {
-        for (word, bytes) in self.odd {
-            to.device().write(to.buffer(), word, &[u32::from_le_bytes(bytes)]);
-        }
-    }
 }
 
 /// Length of an entry, bytes.

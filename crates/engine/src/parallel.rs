@@ -6,7 +6,6 @@ use crate::EngineError;
 use crate::backbone::{Backbone, Head};
 use crate::cache_entry;
 use crate::chains::{Chains, Taps};
-use crate::op::Op;
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::params::ParameterSet;
 use crate::tape::{Tape, Var, YieldHook};
@@ -113,10 +112,8 @@ impl ParallelTrainer {
         }
         let last = stacks.last().and_then(|taps| taps.last()).ok_or_else(|| EngineError::BadStage("the model has no stack".into()))?;
         let rho = Tensor::from_f32(&self.device, &[rho.len()], &rho);
-        let scaled = Tape::computing(&self.device).gather_rows(&Var::constant(last.clone()), &on_device.labelled_rows).value;
-        let base = Tensor::empty(&self.device, scaled.shape());
-        let (rows, cols) = (scaled.rows() as u32, scaled.cols() as u32);
-        base.run(Op::ScaleRows { x: scaled.slice(), rho: rho.slice(), out: base.slice(), rows, cols, accumulate: false });
+        let computing = Tape::computing(&self.device);
+        let base = computing.tap_unscale(&computing.gather_rows(&Var::constant(last.clone()), &on_device.labelled_rows).value, &rho);
         Ok(Taps { stacks, base, rho })
     }
 }

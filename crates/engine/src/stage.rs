@@ -9,7 +9,6 @@ use crate::backbone::Backbone;
 use crate::backend::BackendKind;
 use crate::cache_entry;
 use crate::loss::cross_entropy;
-use crate::op::Op;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::side::{Side, SideConfig, SideLayout, flat_from_named, initial_values, named_from_flat};
@@ -288,9 +287,8 @@ impl StageRuntime {
         let labelled = Labelled::new(&self.device, batch);
         let count = labelled.classes.len();
         let rho = Tensor::from_f32(&self.device, &[count], &rho);
-        let scaled = Tape::computing(&self.device).gather_rows(&Var::constant(rows), &labelled.rows).value;
-        let base = Tensor::empty(&self.device, scaled.shape());
-        base.run(Op::ScaleRows { x: scaled.slice(), rho: rho.slice(), out: base.slice(), rows: count as u32, cols: scaled.cols() as u32, accumulate: false });
+        let computing = Tape::computing(&self.device);
+        let base = computing.tap_unscale(&computing.gather_rows(&Var::constant(rows), &labelled.rows).value, &rho);
         let loss = self.finish(&tape, side, &a, &labelled, &base, &rho, loss_factor).await?;
         if train {
             tape.backward_yielding(&self.hook).await;

@@ -9,7 +9,6 @@ use crate::backbone::{Backbone, Head};
 use crate::bottleneck::Bottlenecks;
 use crate::cache_entry;
 use crate::lora::{Lora, peft_saved_name};
-use crate::op::Op;
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::params::ParameterSet;
 use crate::tape::{Tape, Var, YieldHook};
@@ -167,9 +166,7 @@ impl Tuner {
         let of_sequences = batch.segments.iter().enumerate().map(of_sequence);
         let (rows, rho) = cache_entry::restore(&self.device, (shape[0], width), of_sequences).ok_or_else(damaged)?;
         let rho = Tensor::from_f32(&self.device, &[batch.tokens()], &rho);
-        let out = Tensor::empty(&self.device, &shape);
-        out.run(Op::ScaleRows { x: rows.slice(), rho: rho.slice(), out: out.slice(), rows: shape[0] as u32, cols: width as u32, accumulate: false });
-        Ok(out)
+        Ok(Tape::computing(&self.device).tap_unscale(&rows, &rho))
     }
 
     /// The labelled rows behind the last layer, from token ids or from the boundary.

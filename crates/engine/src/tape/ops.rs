@@ -358,6 +358,14 @@ impl Tape {
         (out, rho)
     }
 
+    /// The inverse of [`Tape::tap_scale`]: each row times its `rho`. Nothing is recorded.
+    pub fn tap_unscale(&self, scaled: &Tensor, rho: &Tensor) -> Tensor {
+        let out = Tensor::empty(&self.device, scaled.shape());
+        let (rows, cols) = (n(scaled.rows()), n(scaled.cols()));
+        out.run(Op::ScaleRows { x: scaled.slice(), rho: rho.slice(), out: out.slice(), rows, cols, accumulate: false });
+        out
+    }
+
     /// Brings a packed tensor to f32 (an f32 one is returned as it is).
     pub fn unpack(&self, x: &Tensor) -> Tensor {
         match x.dtype() {

@@ -161,10 +161,7 @@ impl<'a> Iterator for Parts<'a> {
     type Item = &'a mut [f32];
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Some((row, table)) = self.table.split_at_checked(4) else {
-            std::mem::take(&mut self.rest).fill(0.0);
-            return None;
-        };
+        let (row, table) = self.table.split_at_checked(4)?;
         self.table = table;
         let (start, end) = (row[self.column] as usize, row[self.column + 1] as usize);
         let (gap, rest) = std::mem::take(&mut self.rest).split_at_mut((start - self.done) * self.width);
@@ -190,11 +187,11 @@ kernel! {
                     let at = i * q_stride + head * head_dim;
                     let seen = segment.seen(i);
                     let row = &mut scratch.probs[..seen.end.next_multiple_of(LANES)];
-                    row_times(&q[at..at + head_dim], 1, &scratch.keys, pad, row);
+                    row_times(&q[at..at + head_dim], &scratch.keys, pad, row);
                     let (sum, log_sum) = exponentials(row, seen.clone(), segment.scale);
                     lse[i * heads + head] = log_sum;
                     let out = &mut out[at..at + head_dim];
-                    row_times(&row[..seen.end], 1, &v[kv_head * head_dim..], k_stride, out);
+                    row_times(&row[..seen.end], &v[kv_head * head_dim..], k_stride, out);
                     let inverse = 1.0 / sum;
                     out.iter_mut().for_each(|x| *x *= inverse);
                 }
@@ -242,13 +239,13 @@ kernel! {
                     let seen = segment.seen(i);
                     let wide = seen.end.next_multiple_of(LANES);
                     let (p, ds) = (&mut probs[i * pad..][..wide], &mut dscores[i * pad..][..wide]);
-                    row_times(q, 1, kt, pad, p);
-                    row_times(dout, 1, vt, pad, ds);
+                    row_times(q, kt, pad, p);
+                    row_times(dout, vt, pad, ds);
                     let row_delta: f32 = dout.iter().zip(&from.out[at..at + head_dim]).map(|(a, b)| a * b).sum();
                     delta[i * heads + head] = row_delta;
                     score_gradients(p, ds, seen.clone(), scale, from.lse[i * heads + head], row_delta);
                     let dq = &mut dq[at..at + head_dim];
-                    row_times(&ds[..seen.end], 1, &from.k[column..], k_stride, dq);
+                    row_times(&ds[..seen.end], &from.k[column..], k_stride, dq);
                 }
                 // A later query never sees fewer keys, so the last row's width is everyone's.
                 for d in 0..head_dim {
@@ -280,17 +277,16 @@ fn transpose(from: &[f32], stride: usize, (rows, width, pad): (usize, usize, usi
     }
 }
 
-/// `out[c] = Σ_r x[r · x_stride] · m[r, c]`, the rows of `m` being `stride` apart.
+/// `out[c] = Σ_r x[r] · m[r, c]`, the rows of `m` being `stride` apart.
 #[inline(always)]
-fn row_times(x: &[f32], x_stride: usize, m: &[f32], stride: usize, out: &mut [f32]) {
-    let mut at = 0;
-    at = tiles::<32, false>(x, x_stride, m, stride, out, at);
-    at = tiles::<16, false>(x, x_stride, m, stride, out, at);
-    at = tiles::<8, false>(x, x_stride, m, stride, out, at);
-    tiles::<1, false>(x, x_stride, m, stride, out, at);
+fn row_times(x: &[f32], m: &[f32], stride: usize, out: &mut [f32]) {
+    let at = tiles::<32, false>(x, 1, m, stride, out, 0);
+    let at = tiles::<16, false>(x, 1, m, stride, out, at);
+    let at = tiles::<8, false>(x, 1, m, stride, out, at);
+    tiles::<1, false>(x, 1, m, stride, out, at);
 }
 
-/// [`row_times`] over the first `rows` of `m: [rows, cols]`, added to `out`; `cols` is whole vectors.
+/// `out[c] += Σ_r x[r · x_stride] · m[r, c]` over the first `rows` of `m: [rows, cols]`; `cols` is whole vectors.
 #[inline(always)]
 fn add_row_times(x: &[f32], x_stride: usize, m: &[f32], (rows, cols): (usize, usize), out: &mut [f32]) {
     let m = &m[..rows * cols];
