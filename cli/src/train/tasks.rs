@@ -104,7 +104,7 @@ impl Training {
     async fn fill(&self, batch: &MicroBatch) -> Result<Vec<SampleEntries>> {
         match self {
             Self::Full(_) => bail!("full fine-tuning keeps nothing"),
-            Self::Tuned(tuner) => Ok(tuner.boundary(batch, tuner.boundary_dtype, &no_yield()).await?.into_iter().map(|entry| vec![entry]).collect()),
+            Self::Tuned(tuner) => Ok(tuner.boundary(batch, tuner.boundary_dtype, &no_yield()).await?.into_iter().map(|entry| SampleEntries::new(vec![entry])).collect()),
             Self::Parallel(trainer, _) => Ok(trainer.fill(batch, &no_yield()).await?),
         }
     }
@@ -173,7 +173,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         epochs.push(report);
     }
     let peak = device.memory().peak_bytes;
-    let cache_bytes: usize = cache.iter().flatten().flatten().map(Vec::len).sum();
+    let cache_bytes: usize = cache.iter().flatten().flat_map(|of_sample| of_sample.iter()).map(Vec::len).sum();
     match cache {
         Some(_) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, peak as f64 / 1e6, cache_bytes as f64 / 1e6),
         None => println!("peak memory: {:.1} MB", peak as f64 / 1e6),

@@ -67,7 +67,7 @@ impl ParallelTrainer {
         }
         let taps = Taps::compute(&self.model, &self.chains, &DeviceBatch::new(&self.device, batch), hook).await?;
         let rho = taps.rho.read().await?;
-        let mut entries = vec![SampleEntries::new(); batch.segments.len()];
+        let mut entries = vec![Vec::new(); batch.segments.len()];
         let width = self.model.config.width;
         for (stack, of_stack) in taps.stacks.iter().enumerate() {
             let is_last = stack + 1 == taps.stacks.len();
@@ -82,7 +82,7 @@ impl ParallelTrainer {
                 }
             }
         }
-        Ok(entries)
+        Ok(entries.into_iter().map(SampleEntries::new).collect())
     }
 
     /// The taps of a batch from its samples' entries.

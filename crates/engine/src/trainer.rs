@@ -12,9 +12,10 @@ use crate::train_full::{FullTraining, StepReport};
 use barycenter_model::RawTensor;
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-/// The cache entries of one sample: one for each activation that is kept of it.
-pub type SampleEntries = Vec<Vec<u8>>;
+/// The cache entries of one sample: one for each activation that is kept of it. A clone is a handle of the same bytes.
+pub type SampleEntries = Rc<Vec<Vec<u8>>>;
 
 /// A model with something trained in it or beside it.
 pub trait Trainer {

@@ -15,7 +15,7 @@ use crate::stage::{ForwardPass, StageRuntime};
 use crate::tape::{Tape, no_yield};
 use crate::tensor::Tensor;
 use crate::train_full::{FullTrainer, FullTraining};
-use crate::trainer::{self, Trainer};
+use crate::trainer::{self, SampleEntries, Trainer};
 use crate::tune::{BoundaryDtype, Inserts, Tuner};
 use barycenter_model::names::Parts;
 
@@ -190,7 +190,7 @@ async fn parallel_chains(run: &Run<'_>, batches: &[MicroBatch], from_cache: bool
     let mut trainer = ParallelTrainer::load(run.device, &run.config, &mut weights, chains, None, training())?;
     let labels: usize = batches.iter().map(|batch| batch.classes.len()).sum();
     let factor = Some(1.0 / labels as f32);
-    let bytes = |entries: &[Vec<Vec<u8>>]| entries.iter().flatten().map(Vec::len).sum::<usize>();
+    let bytes = |entries: &[SampleEntries]| entries.iter().flat_map(|of_sample| of_sample.iter()).map(Vec::len).sum::<usize>();
     let mut cache = Vec::new();
     if from_cache {
         for batch in batches {
