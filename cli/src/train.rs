@@ -1,6 +1,7 @@
 //! `barycenter train`: a method on this one computer, with the swarm's sample order and schedule. A file for each method.
 
 mod data;
+mod epochs;
 pub(crate) mod full;
 mod parallel;
 mod sentences;

@@ -1,24 +1,21 @@
 //! Full fine-tuning: every weight, in f32, through the whole model in every epoch.
 
-use super::{Job, write_result, write_json};
+use super::{Job, epochs, write_result, write_json};
 use crate::model::refuse_packed;
 use anyhow::{Context, Result, ensure};
 use barycenter_core::order::SampleOrder;
-use barycenter_engine::packed::MicroBatch;
-use barycenter_engine::tape::no_yield;
 use barycenter_engine::train_full::FullTrainer;
 use barycenter_model::RawTensor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
 
 /// Peak learning rate unless one is given; a model's own recommendation is for the side network.
 const LEARNING_RATE: f64 = 5e-4;
 
 /// Trains and reports.
 pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
-    let Job { options, device, config, data, spec, .. } = job;
+    let Job { options, device, config, spec, .. } = job;
     refuse_packed(options.weights)?;
     let path = &job.model.path;
     ensure!(options.out.is_none() || path.is_dir(), "{} is a GGUF file, and what --out writes is a folder like the model's: give the model as a folder, or leave out --out", path.display());
@@ -26,21 +23,12 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
     let training = job.training(LEARNING_RATE);
     device.reset_peak();
     let mut trainer = FullTrainer::load(device, config, &mut job.weights()?, training)?;
-    let mut epochs = Vec::new();
+    let mut rows = Vec::new();
     println!("epoch  method  seconds    loss");
     for epoch in 0..spec.epochs {
-        let began = Instant::now();
-        let steps = order.epoch(epoch);
-        let (mut loss, mut labels) = (0.0, 0);
-        for step in 0..steps.steps() {
-            let batch = MicroBatch::of(steps.mini_batch(step).iter().map(|slotted| &data.samples[slotted.sample.0 as usize]));
-            let count = batch.classes.len();
-            loss += f64::from(trainer.step(&[batch], &no_yield()).await?.loss) * count as f64;
-            labels += count;
-        }
-        let (seconds, loss) = (began.elapsed().as_secs_f64(), loss / labels as f64);
+        let (seconds, loss) = epochs::train(job, &mut trainer, None, &order.epoch(epoch), &mut Vec::new()).await?;
         println!("{epoch:>5}  full   {seconds:>8.2} {loss:>8.4}");
-        epochs.push(json!({ "epoch": epoch, "seconds": seconds, "loss": loss }));
+        rows.push(json!({ "epoch": epoch, "seconds": seconds, "loss": loss }));
     }
     let peak = device.memory().peak_bytes;
     println!("peak memory: {:.1} MB", peak as f64 / 1e6);
@@ -51,7 +39,7 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
         write_model(path, folder, &trainer.weights().await?, &full_config(path)?)?;
     }
     if let Some(path) = &options.json {
-        write_json(path, &json!({ "method": "full", "epochs": epochs, "peak_memory_bytes": peak, "eval": { "after": right } }))?;
+        write_json(path, &json!({ "method": "full", "epochs": rows, "peak_memory_bytes": peak, "eval": { "after": right } }))?;
     }
     Ok(())
 }

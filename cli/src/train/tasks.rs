@@ -2,7 +2,7 @@
 
 use super::full::{full_config, write_model};
 use super::tuned::{Cache, inserts};
-use super::{Job, Method, write_json, write_result};
+use super::{Job, Method, epochs, write_json, write_result};
 use crate::model::{Model, WeightFormat, refuse_packed};
 use anyhow::{Result, bail, ensure};
 use barycenter_core::order::SampleOrder;
@@ -147,33 +147,21 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         device.reset_peak();
         println!("frozen layers run once in {fill_seconds:.2} s");
     }
-    let entries = |ids: &[usize]| cache.as_ref().map(|cache| ids.iter().map(|&id| cache[id].clone()).collect::<Vec<_>>());
+    let cache = cache.as_deref();
     let order = SampleOrder::of(spec);
-    let (mut losses, mut epochs) = (Vec::new(), Vec::new());
+    let (mut losses, mut rows) = (Vec::new(), Vec::new());
     println!("epoch  seconds    loss  held-out");
     for epoch in 0..spec.epochs {
-        let began = Instant::now();
-        let epoch_order = order.epoch(epoch);
-        let (mut sum, mut labels) = (0.0, 0);
-        for step in 0..epoch_order.steps() {
-            let ids: Vec<usize> = epoch_order.mini_batch(step).iter().map(|slotted| slotted.sample.0 as usize).collect();
-            let batch = MicroBatch::of(ids.iter().map(|&id| &data.samples[id]));
-            let loss = trainer::step(training.trainer_mut(), &batch, entries(&ids).as_deref(), &no_yield()).await?.loss;
-            losses.push(loss);
-            sum += f64::from(loss) * batch.classes.len() as f64;
-            labels += batch.classes.len();
-        }
-        let seconds = began.elapsed().as_secs_f64();
-        let loss = sum / labels.max(1) as f64;
-        let (held_out, metrics) = evaluate(job, training.trainer(), &entries).await?;
+        let (seconds, loss) = epochs::train(job, training.trainer_mut(), cache, &order.epoch(epoch), &mut losses).await?;
+        let (held_out, metrics) = evaluate(job, training.trainer(), cache).await?;
         let shown: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         println!("{epoch:>5} {seconds:>8.2} {loss:>8.4} {held_out:>8.4}   {}", shown.join("  "));
         let mut report = json!({ "epoch": epoch, "seconds": seconds, "loss": loss, "held_out_loss": held_out });
         metrics.into_iter().for_each(|(name, value)| report[name] = value.into());
-        epochs.push(report);
+        rows.push(report);
     }
     let peak = device.memory().peak_bytes;
-    let cache_bytes: usize = cache.iter().flatten().flat_map(|of_sample| of_sample.iter()).map(Vec::len).sum();
+    let cache_bytes = epochs::cache_bytes(cache);
     match cache {
         Some(_) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, peak as f64 / 1e6, cache_bytes as f64 / 1e6),
         None => println!("peak memory: {:.1} MB", peak as f64 / 1e6),
@@ -183,7 +171,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     }
     if let Some(path) = &options.json {
         write_json(path, &json!({
-            "losses": losses, "epochs": epochs, "fill_seconds": fill_seconds, "cache_bytes": cache_bytes,
+            "losses": losses, "epochs": rows, "fill_seconds": fill_seconds, "cache_bytes": cache_bytes,
             "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": peak
         }))?;
     }
@@ -191,13 +179,11 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
 }
 
 /// Mean held-out loss, and how good the answers are.
-async fn evaluate(job: &Job<'_>, trainer: &dyn Trainer, entries: &impl Fn(&[usize]) -> Option<Vec<SampleEntries>>) -> Result<(f64, Vec<(&'static str, f64)>)> {
-    let Job { data, spec, .. } = job;
-    let ids: Vec<usize> = (data.train..data.samples.len()).collect();
+async fn evaluate(job: &Job<'_>, trainer: &dyn Trainer, cache: Option<&[SampleEntries]>) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    let data = &job.data;
     let (mut sum, mut labels, mut rows) = (0.0, 0, Vec::new());
-    for ids in ids.chunks(spec.batch as usize) {
-        let batch = MicroBatch::of(ids.iter().map(|&id| &data.samples[id]));
-        let cached = entries(ids);
+    for (ids, batch) in epochs::held_out(job) {
+        let cached = epochs::entries_of(cache, &ids);
         if data.goal.is_some() {
             let (loss, outputs) = trainer::answers(trainer, &batch, cached.as_deref(), &no_yield()).await?;
             sum += loss;

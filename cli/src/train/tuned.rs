@@ -1,6 +1,6 @@
 //! LoRA and bottleneck adapters: through the whole model, or its last layers from one cached boundary.
 
-use super::{Job, Method, write_result, write_json};
+use super::{Job, Method, epochs, write_result, write_json};
 use crate::adapter::{Adapter, read_lora};
 use anyhow::{Result, ensure};
 use barycenter_core::order::SampleOrder;
@@ -8,6 +8,7 @@ use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
 use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, lora_modules, lora_start};
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::tape::no_yield;
+use barycenter_engine::trainer::{self, SampleEntries};
 use barycenter_engine::tune::{BoundaryDtype, Inserts, Tuner};
 use barycenter_model::{ModelConfig, names};
 use serde_json::json;
@@ -49,50 +50,39 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let (before, example_base) = job.answers(&tuner.model, None).await?;
     device.reset_peak();
     let dtype = options.cache.unwrap_or(Cache::None).dtype();
-    let mut cache: Vec<Vec<u8>> = Vec::new();
+    let mut cache: Option<Vec<SampleEntries>> = None;
     let (mut fill_seconds, mut fill_peak) = (0.0, 0);
     if let Some(dtype) = dtype {
         let began = Instant::now();
-        for sample in data.samples.chunks(spec.batch as usize) {
-            cache.extend(tuner.boundary(&MicroBatch::of(sample), dtype, &no_yield()).await?);
+        tuner.boundary_dtype = dtype;
+        let mut entries = Vec::with_capacity(data.samples.len());
+        for samples in data.samples.chunks(spec.batch as usize) {
+            let boundaries = tuner.boundary(&MicroBatch::of(samples), dtype, &no_yield()).await?;
+            entries.extend(boundaries.into_iter().map(|boundary| SampleEntries::new(vec![boundary])));
         }
+        cache = Some(entries);
         fill_seconds = began.elapsed().as_secs_f64();
         fill_peak = device.memory().peak_bytes;
         tuner.drop_prefix(&mut weights)?;
         device.reset_peak();
         println!("frozen layers run once in {fill_seconds:.2} s");
     }
-    let entries = |ids: &[usize]| -> Vec<Vec<u8>> { ids.iter().filter_map(|&id| cache.get(id).cloned()).collect() };
-    let (mut losses, mut epochs) = (Vec::new(), Vec::new());
+    let cache = cache.as_deref();
+    let (mut losses, mut rows) = (Vec::new(), Vec::new());
     println!("epoch  seconds    loss  held-out");
     for epoch in 0..spec.epochs {
-        let began = Instant::now();
-        let epoch_order = order.epoch(epoch);
-        let (mut sum, mut labels) = (0.0, 0);
-        for step in 0..epoch_order.steps() {
-            let ids: Vec<usize> = epoch_order.mini_batch(step).iter().map(|slotted| slotted.sample.0 as usize).collect();
-            let batch = MicroBatch::of(ids.iter().map(|&id| &data.samples[id]));
-            let entries = entries(&ids);
-            let loss = tuner.step(&batch, dtype.map(|dtype| (entries.as_slice(), dtype)), &no_yield()).await?.loss;
-            losses.push(loss);
-            sum += f64::from(loss) * batch.classes.len() as f64;
+        let (seconds, loss) = epochs::train(job, &mut tuner, cache, &order.epoch(epoch), &mut losses).await?;
+        let (mut held_out, mut labels) = (0.0, 0);
+        for (ids, batch) in epochs::held_out(job) {
+            held_out += trainer::loss(&tuner, &batch, epochs::entries_of(cache, &ids).as_deref(), None, &no_yield()).await?;
             labels += batch.classes.len();
         }
-        let seconds = began.elapsed().as_secs_f64();
-        let (mut held_out, mut held_out_labels) = (0.0, 0);
-        let ids: Vec<usize> = (data.train..data.samples.len()).collect();
-        for ids in ids.chunks(spec.batch as usize) {
-            let batch = MicroBatch::of(ids.iter().map(|&id| &data.samples[id]));
-            let entries = entries(ids);
-            held_out += tuner.loss(&batch, dtype.map(|dtype| (entries.as_slice(), dtype)), None, &no_yield()).await?;
-            held_out_labels += batch.classes.len();
-        }
-        let (loss, held_out) = (sum / f64::from(labels as u32), held_out / f64::from(held_out_labels.max(1) as u32));
+        let held_out = held_out / labels.max(1) as f64;
         println!("{epoch:>5} {seconds:>8.2} {loss:>8.4} {held_out:>8.4}");
-        epochs.push(json!({ "epoch": epoch, "seconds": seconds, "loss": loss, "held_out_loss": held_out }));
+        rows.push(json!({ "epoch": epoch, "seconds": seconds, "loss": loss, "held_out_loss": held_out }));
     }
     let train_peak = device.memory().peak_bytes;
-    let cache_bytes: usize = cache.iter().map(Vec::len).sum();
+    let cache_bytes = epochs::cache_bytes(cache);
     match dtype {
         Some(_) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, train_peak as f64 / 1e6, cache_bytes as f64 / 1e6),
         None => println!("peak memory: {:.1} MB", train_peak as f64 / 1e6),
@@ -116,7 +106,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     }
     if let Some(path) = &options.json {
         write_json(path, &json!({
-            "losses": losses, "epochs": epochs, "fill_seconds": fill_seconds, "cache_bytes": cache_bytes, "fill_peak_memory_bytes": fill_peak,
+            "losses": losses, "epochs": rows, "fill_seconds": fill_seconds, "cache_bytes": cache_bytes, "fill_peak_memory_bytes": fill_peak,
             "train_peak_memory_bytes": train_peak, "eval": { "before": before, "after": after }
         }))?;
     }
