@@ -57,7 +57,7 @@ test('a restarted server resumes the run where it was, and the nodes come back b
   guests = [await household.joinNative('A'), await household.joinNative('B')];
   const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 12, exact_match_rows: 0 });
   await household.untilRun(run, 'a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1);
-  household.server.kill();
+  await household.server.kill();
   await household.serve();
   const whole = await household.untilRun(run, 'the run ends', done);
   assertWhole(whole);
