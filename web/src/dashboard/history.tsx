@@ -30,10 +30,10 @@ function EpochTable({ run }: { run: RunView }): JSX.Element {
           <tr>
             <th>Epoch</th>
             <th class="num">took</th>
+            <th class="num">loss</th>
             <th class="num">frozen layers</th>
             <th class="num">adapter</th>
             <th class="num">waiting</th>
-            <th class="num">loss</th>
           </tr>
         </thead>
         <tbody>
@@ -48,10 +48,10 @@ function EpochTable({ run }: { run: RunView }): JSX.Element {
                   <span class="gain"> {(fill.seconds / epoch.seconds).toFixed(1)}× faster</span>
                 )}
               </td>
+              <td class="num">{lossText(epoch.loss)}</td>
               <td class="num">{epoch.backbone_seconds === 0 ? 'none' : duration(epoch.backbone_seconds)}</td>
               <td class="num">{duration(epoch.side_seconds)}</td>
               <td class="num">{duration(epoch.wait_seconds)}</td>
-              <td class="num">{lossText(epoch.loss)}</td>
             </tr>
           ))}
         </tbody>
