@@ -3,7 +3,7 @@
 usage: check_peft.py PROGRAM MODEL ADAPTER      e.g. target/debug/barycenter assets/demo /tmp/lora
 
 1. ADAPTER, written by `barycenter train --method lora --out ADAPTER`, is loaded by `peft`.
-2. An adapter that `peft` makes and saves is loaded by PROGRAM.
+2. Adapters that `peft` makes and saves (one rank for all; ranks and alphas by module; modules by a pattern) are loaded by PROGRAM.
 Each time the logits of seeded token ids are compared, f32 on the processor. Needs torch, transformers, peft and
 safetensors from PyPI. Without them it says that nothing was checked and ends with 0, or with 1 if
 BARYCENTER_REQUIRE_PEFT=1.
@@ -59,12 +59,19 @@ sequences = [torch.randint(3, model.config.vocab_size, (length,)).tolist() for l
 compare('our adapter in peft', PeftModel.from_pretrained(model, adapter_folder).eval(), adapter_folder, sequences)
 
 last = model.config.num_hidden_layers - 1
-settings = LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=['q_proj', 'v_proj', 'down_proj'], layers_to_transform=[0, last], task_type='CAUSAL_LM')
-theirs = get_peft_model(base(), settings).eval()
-with torch.no_grad():
-    for name, parameter in theirs.named_parameters():
-        if 'lora_B' in name:
-            parameter.normal_(std=0.05)
-with tempfile.TemporaryDirectory() as folder:
-    theirs.save_pretrained(folder)
-    compare("peft's adapter here", theirs, folder, sequences)
+of_peft = {
+    "peft's adapter here": dict(r=4, lora_alpha=6, use_rslora=True, target_modules=['q_proj', 'v_proj', 'down_proj'], layers_to_transform=[0, last]),
+    "peft's adapter with ranks and alphas of their own here": dict(
+        r=4, lora_alpha=6, target_modules=['q_proj', 'v_proj', 'down_proj'], exclude_modules=[f'layers.{last}.mlp.down_proj'],
+        rank_pattern={'layers.0.self_attn.q_proj': 2, 'down_proj': 3}, alpha_pattern={r'layers\.\d+\.self_attn\.v_proj': 9}),
+    "peft's adapter with a pattern of modules here": dict(r=3, target_modules=r'.*\.(?!0\.)\d+\.(self_attn|mlp)\.(q_proj|up_proj)'),
+}
+for what, settings in of_peft.items():
+    theirs = get_peft_model(base(), LoraConfig(task_type='CAUSAL_LM', **settings)).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if 'lora_B' in name:
+                parameter.normal_(std=0.05)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        compare(what, theirs, folder, sequences)

@@ -5,7 +5,7 @@ use crate::adapter::{Adapter, read_lora};
 use anyhow::{Result, ensure};
 use barycenter_core::order::SampleOrder;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
-use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, lora_modules, lora_start};
+use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, Patterns, lora_modules, lora_start};
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::trainer::{self, SampleEntries};
@@ -141,6 +141,7 @@ pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
         rank_stabilised: false,
         targets: options.targets.clone(),
         layers: options.last_layers.map(|_| layers.collect()),
+        patterns: Patterns::default(),
     };
     if lora.targets.iter().any(|target| target == "all-linear") {
         // PEFT does not know the word beside chosen layers: its file gets the names.

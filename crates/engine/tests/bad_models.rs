@@ -3,7 +3,7 @@
 mod support;
 
 use barycenter_engine::backbone::Backbone;
-use barycenter_engine::lora::{LoraConfig, lora_modules};
+use barycenter_engine::lora::{LoraConfig, Patterns, lora_modules};
 use barycenter_engine::stage::StageRuntime;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::{CpuBackend, Device};
@@ -86,7 +86,7 @@ fn training_what_is_no_decoder_is_refused() {
 #[test]
 fn lora_on_what_is_not_there_is_refused() {
     let (config, _) = model("gpt2");
-    let lora = LoraConfig { rank: 2, alpha: 4.0, rank_stabilised: false, targets: vec!["q_proj".into()], layers: None };
+    let lora = LoraConfig { rank: 2, alpha: 4.0, rank_stabilised: false, targets: vec!["q_proj".into()], layers: None, patterns: Patterns::default() };
     let text = |lora: &LoraConfig| lora_modules(&config, lora).unwrap_err().to_string();
     assert!(text(&lora).contains("q_proj") && text(&lora).contains("c_attn"), "{}", text(&lora));
     let named = LoraConfig { targets: vec!["c_proj".into()], ..lora };

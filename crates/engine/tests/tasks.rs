@@ -8,7 +8,7 @@ mod support;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
 use barycenter_engine::chains::{Chains, ChainsConfig};
 use barycenter_engine::heads::{fresh_parts, trained_head};
-use barycenter_engine::lora::{Lora, LoraConfig, lora_start};
+use barycenter_engine::lora::{Lora, LoraConfig, Patterns, lora_start};
 use barycenter_engine::optim::{AdamWConfig, LinearSchedule};
 use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::parallel::ParallelTrainer;
@@ -106,7 +106,7 @@ fn an_encoder_trains_its_last_layer_and_head_from_one_boundary() {
     let (config, mut weights) = open("tasks/bert-classify");
     let samples = samples(&config);
     let tuner = |weights: &mut FolderTensors| {
-        let lora = LoraConfig { rank: 2, alpha: 4.0, rank_stabilised: false, targets: vec!["all-linear".into()], layers: Some(vec![1]) };
+        let lora = LoraConfig { rank: 2, alpha: 4.0, rank_stabilised: false, targets: vec!["all-linear".into()], layers: Some(vec![1]), patterns: Patterns::default() };
         let start = lora_start(&config, &lora, 5).unwrap();
         let lora = Lora::new(&device, &config, &lora, |name| start.get(name).cloned()).unwrap();
         let head = head(&device, &config, weights);

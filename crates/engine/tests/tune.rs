@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
-use barycenter_engine::lora::{Lora, LoraConfig, lora_start, to_gguf};
+use barycenter_engine::lora::{Lora, LoraConfig, Patterns, lora_start, to_gguf};
 use barycenter_engine::optim::{AdamWConfig, LinearSchedule};
 use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::tape::no_yield;
@@ -55,7 +55,7 @@ fn batches() -> Vec<MicroBatch> {
 }
 
 fn lora_config(layers: Option<Vec<usize>>) -> LoraConfig {
-    LoraConfig { rank: 3, alpha: 5.0, rank_stabilised: false, targets: vec!["all-linear".into()], layers }
+    LoraConfig { rank: 3, alpha: 5.0, rank_stabilised: false, targets: vec!["all-linear".into()], layers, patterns: Patterns::default() }
 }
 
 fn lora(device: &Device, config: &ModelConfig, layers: Option<Vec<usize>>) -> Inserts {

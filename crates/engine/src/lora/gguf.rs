@@ -1,9 +1,11 @@
 //! A LoRA adapter as the GGUF file that llama.cpp loads (`--lora`).
 //!
 //! Keys: `general.type` = adapter, `adapter.type` = lora, `adapter.lora.alpha`; tensors `blk.N.attn_q.weight.lora_a`
-//! (`[rank, in]` row-major) and `.lora_b` (`[out, rank]`). llama.cpp scales by alpha / rank.
+//! (`[rank, in]` row-major) and `.lora_b` (`[out, rank]`). llama.cpp scales by alpha / rank, with one alpha for all and the rank of
+//! each tensor: what a module's scale differs from that is multiplied into its B.
 
-use super::{LoraConfig, lora_modules, peft::find_stored, peft_name};
+use super::peft::find_stored;
+use super::{LoraConfig, lora_modules, peft_name};
 use crate::EngineError;
 use barycenter_model::{Family, ModelConfig, RawTensor};
 
@@ -41,11 +43,14 @@ pub fn to_gguf(model: &ModelConfig, config: &LoraConfig, mut find: impl FnMut(&s
         Family::Gemma3 => "gemma3",
         other => return Err(EngineError::NotForGguf(format!("the family {} is not written, only Llama, Mistral, Qwen 2, Qwen 3 and Gemma 3", other.model_type()))),
     };
+    let modules = lora_modules(model, config)?;
+    let alphas = modules.iter().map(|module| module.scale * module.rank as f64);
+    let alpha = alphas.into_iter().find(|&alpha| alpha != 0.0).unwrap_or(1.0);
     let mut tensors = Vec::new();
-    for module in lora_modules(model, config)? {
+    for module in &modules {
         let name = NAMES.iter().find(|(ours, _)| *ours == module.name).map(|(_, theirs)| *theirs);
         let name = name.ok_or_else(|| EngineError::NotForGguf(format!("the linear layer {} has no name there", module.full_name)))?;
-        for (part, shape) in [('A', [config.rank, module.inputs]), ('B', [module.outputs, config.rank])] {
+        for (part, shape) in [('A', [module.rank, module.inputs]), ('B', [module.outputs, module.rank])] {
             let full_name = peft_name(&module.full_name, part);
             let bad = || EngineError::BadAdapter { name: full_name.clone(), expected: shape.to_vec() };
             let tensor = find_stored(&full_name, &mut find).filter(|tensor| tensor.shape == shape).ok_or_else(bad)?;
@@ -55,12 +60,16 @@ pub fn to_gguf(model: &ModelConfig, config: &LoraConfig, mut find: impl FnMut(&s
                 _ => model.kv_heads,
             };
             if architecture == "llama" && part == 'B' && matches!(name, "attn_q" | "attn_k") {
-                values = interleave_halves(&values, heads, config.rank);
+                values = interleave_halves(&values, heads, module.rank);
+            }
+            let scale = module.scale * module.rank as f64 / alpha;
+            if part == 'B' && scale != 1.0 {
+                values.iter_mut().for_each(|value| *value *= scale as f32);
             }
             tensors.push((format!("blk.{}.{name}.weight.lora_{}", module.layer, part.to_ascii_lowercase()), shape, values));
         }
     }
-    Ok(write(architecture, (config.scale() * config.rank as f64) as f32, &tensors))
+    Ok(write(architecture, alpha as f32, &tensors))
 }
 
 /// llama.cpp turns neighbouring rows of a Llama's query and key heads into each other, `transformers` the first half and

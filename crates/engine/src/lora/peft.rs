@@ -1,6 +1,6 @@
 //! PEFT's files: `adapter_config.json` and the names in `adapter_model.safetensors`.
 
-use super::LoraConfig;
+use super::{LoraConfig, Patterns};
 use crate::EngineError;
 use barycenter_model::{HeadKind, ModelConfig, RawTensor, names};
 use serde_json::Value;
@@ -71,9 +71,6 @@ impl PeftConfig {
                 return Err(bad(format!("sets `{key}`, which is not computed here")));
             }
         }
-        if ["rank_pattern", "alpha_pattern"].iter().any(|key| json[key].as_object().is_some_and(|pattern| !pattern.is_empty())) {
-            return Err(bad("gives modules ranks of their own, which is not computed here".into()));
-        }
         let rank = json["r"].as_u64().filter(|&rank| rank > 0).ok_or_else(|| bad("has no rank `r`".into()))? as usize;
         let texts = |value: &Value| -> Vec<String> {
             match value {
@@ -81,6 +78,27 @@ impl PeftConfig {
                 Value::Array(list) => list.iter().filter_map(|text| text.as_str().map(str::to_string)).collect(),
                 _ => Vec::new(),
             }
+        };
+        let by_pattern = |key: &str| -> Vec<(String, Value)> {
+            json[key].as_object().into_iter().flatten().map(|(pattern, value)| (pattern.clone(), value.clone())).collect()
+        };
+        let ranks = by_pattern("rank_pattern").into_iter().map(|(pattern, rank)| match rank.as_u64() {
+            Some(rank) => Ok((pattern, rank as usize)),
+            None => Err(bad(format!("gives {pattern} the rank {rank}, which is no whole number"))),
+        });
+        let alphas = by_pattern("alpha_pattern").into_iter().map(|(pattern, alpha)| match alpha.as_f64() {
+            Some(alpha) => Ok((pattern, alpha)),
+            None => Err(bad(format!("gives {pattern} the alpha {alpha}, which is no number"))),
+        });
+        let patterns = Patterns {
+            // The one word that PEFT takes for more than a pattern.
+            targets: json["target_modules"].as_str().filter(|&text| text != "all-linear").map(str::to_string),
+            excluded: match &json["exclude_modules"] {
+                Value::String(pattern) => Some(pattern.clone()),
+                names => Some(texts(names)).filter(|names| !names.is_empty()).map(|names| ends_of(&names)),
+            },
+            ranks: ranks.collect::<Result<_, _>>()?,
+            alphas: alphas.collect::<Result<_, _>>()?,
         };
         let layers = match json.get("layers_to_transform").or_else(|| json.get("layers")) {
             Some(Value::Array(list)) => Some(list.iter().filter_map(|layer| Some(layer.as_u64()? as usize)).collect()),
@@ -91,8 +109,9 @@ impl PeftConfig {
             rank,
             alpha: json["lora_alpha"].as_f64().unwrap_or(8.0),
             rank_stabilised: json["use_rslora"].as_bool().unwrap_or(false),
-            targets: texts(&json["target_modules"]),
+            targets: if patterns.targets.is_some() { Vec::new() } else { texts(&json["target_modules"]) },
             layers,
+            patterns,
         })
     }
 
@@ -109,7 +128,13 @@ impl PeftConfig {
             "r": config.rank,
             "lora_alpha": config.alpha,
             "use_rslora": config.rank_stabilised,
-            "target_modules": config.targets,
+            "target_modules": match &config.patterns.targets {
+                Some(pattern) => serde_json::json!(pattern),
+                None => serde_json::json!(config.targets),
+            },
+            "exclude_modules": config.patterns.excluded,
+            "rank_pattern": Value::Object(config.patterns.ranks.iter().map(|(pattern, rank)| (pattern.clone(), (*rank).into())).collect()),
+            "alpha_pattern": Value::Object(config.patterns.alphas.iter().map(|(pattern, alpha)| (pattern.clone(), (*alpha).into())).collect()),
             "layers_to_transform": config.layers,
             "lora_dropout": 0.0,
             "bias": "none",
@@ -120,20 +145,35 @@ impl PeftConfig {
     }
 }
 
+/// The pattern of names that are, or end behind a dot in, one of `names`.
+fn ends_of(names: &[String]) -> String {
+    let names: Vec<_> = names.iter().map(|name| fancy_regex::escape(name)).collect();
+    format!(r"(?:.*\.)?(?:{})", names.join("|"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_written_reads_back() {
-        let config = LoraConfig { rank: 4, alpha: 8.0, rank_stabilised: true, targets: vec!["q_proj".into()], layers: Some(vec![1, 2]) };
+        let config = LoraConfig { rank: 4, alpha: 8.0, rank_stabilised: true, targets: vec!["q_proj".into()], layers: Some(vec![1, 2]), patterns: Patterns::default() };
         let model = |model_type: &str| ModelConfig::parse(&format!(r#"{{"model_type":"{model_type}"}}"#)).unwrap();
         let llama = ModelConfig::blank(barycenter_model::Family::Llama);
         assert_eq!(PeftConfig::read(&PeftConfig::write(&config, "org/model", &llama)).unwrap(), config);
         let classifier = PeftTask::of(&model("bert").with_classifier(2, |_| true).unwrap());
         assert_eq!((classifier.task_type, classifier.modules_to_save), ("SEQ_CLS", vec!["pooler".to_string(), "classifier".into()]));
         assert_eq!(PeftTask::of(&model("t5")), PeftTask { task_type: "SEQ_2_SEQ_LM", modules_to_save: Vec::new() });
+        let patterns = Patterns {
+            targets: Some(r".*\.(?!mlp)\w+\.[qv]_proj".into()),
+            excluded: Some(r".*\.0\..*".into()),
+            ranks: vec![("q_proj".into(), 3)],
+            alphas: vec![(r"layers\.1\..*".into(), 2.5)],
+        };
+        let config = LoraConfig { targets: Vec::new(), layers: None, patterns, ..config };
+        assert_eq!(PeftConfig::read(&PeftConfig::write(&config, "org/model", &llama)).unwrap(), config);
         assert!(PeftConfig::read("{}").unwrap_err().to_string().contains("`r`"));
         assert!(PeftConfig::read(r#"{"r":2,"use_dora":true}"#).unwrap_err().to_string().contains("use_dora"));
+        assert!(PeftConfig::read(r#"{"r":2,"rank_pattern":{"q_proj":1.5}}"#).unwrap_err().to_string().contains("q_proj the rank 1.5"));
     }
 }

@@ -5,7 +5,7 @@ use crate::backbone::Backbone;
 use crate::bottleneck::{BottleneckConfig, Bottlenecks};
 use crate::chains::{Chains, ChainsConfig};
 use crate::error::EngineError;
-use crate::lora::{Lora, LoraConfig, lora_start};
+use crate::lora::{Lora, LoraConfig, Patterns, lora_start};
 use crate::loss::cross_entropy;
 use crate::optim::{AdamWConfig, LinearSchedule, clip_factor};
 use crate::packed::{DeviceBatch, MicroBatch};
@@ -115,7 +115,7 @@ async fn full(run: &Run<'_>, batch: MicroBatch, times: &mut StepTimes) -> Result
 
 fn lora(run: &Run<'_>, layers: Option<Vec<usize>>) -> Result<Lora, EngineError> {
     let targets = run.shape.lora_targets.map(String::from).to_vec();
-    let config = LoraConfig { rank: RANK, alpha: 2.0 * RANK as f64, rank_stabilised: false, targets, layers };
+    let config = LoraConfig { rank: RANK, alpha: 2.0 * RANK as f64, rank_stabilised: false, targets, layers, patterns: Patterns::default() };
     let start = lora_start(&run.config, &config, run.load.seed)?;
     Lora::new(run.device, &run.config, &config, |name| start.get(name).cloned())
 }
