@@ -30,6 +30,8 @@ def cases():
     yield 'qwen2-lora', T.Qwen2ForCausalLM, T.Qwen2Config(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, use_sliding_window=True, sliding_window=5, max_window_layers=1), dict(lora=['k_proj', 'gate_proj'])
     yield 'mistral-window', T.MistralForCausalLM, T.MistralConfig(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=4), dict(lora=['q_proj', 'v_proj'])
     yield 'gemma3-lora', T.Gemma3ForCausalLM, T.Gemma3TextConfig(**g3, sliding_window=5), dict(lora=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'], drop=['layer_types', 'rope_parameters', 'query_pre_attn_scalar', 'hidden_activation', 'tie_word_embeddings', 'attention_bias'], half=torch.bfloat16)
+    yield 'qwen2-yarn', T.Qwen2ForCausalLM, T.Qwen2Config(**dec, hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, rope_parameters=dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16, rope_theta=1000.0)), dict(pac=2, lora=['q_proj', 'v_proj'])
+    yield 'llama-yarn', T.LlamaForCausalLM, T.LlamaConfig(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, rope_parameters=dict(rope_type='yarn', factor=8.0, original_max_position_embeddings=8, rope_theta=500.0, beta_fast=4.0, beta_slow=0.5, mscale=0.8, mscale_all_dim=2.5, truncate=False)), dict(lora=['k_proj'])
 
 def rms(x): return (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
 

@@ -19,6 +19,8 @@ fn llama_and_its_relatives() {
     holds(&cpu(), "more/llama-gelu-bias", &["golden", "lora"]);
     holds(&cpu(), "more/qwen2-lora", &["golden", "lora"]);
     holds(&cpu(), "more/mistral-window", &["golden", "lora"]);
+    holds(&cpu(), "more/qwen2-yarn", &["golden", "pac", "lora"]);
+    holds(&cpu(), "more/llama-yarn", &["golden", "lora"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod reader;
 mod rope;
 
 pub(crate) use reader::{Reader, invalid};
+pub(crate) use rope::yarn_attention_factor;
 pub use rope::{RopeConfig, RopeScaling};
 
 use crate::families::{FamilyTable, StackNames};
@@ -294,7 +295,9 @@ impl ModelConfig {
 
     /// What multiplies q·k in a layer (from 0).
     pub fn score_scale(&self, layer: usize) -> f64 {
-        let scale = self.attention_scale.unwrap_or_else(|| 1.0 / (self.head_dim as f64).sqrt());
+        // What multiplies rotated queries and keys multiplies their product twice.
+        let turned = self.rope(layer).map_or(1.0, |rope| rope.attention_factor().powi(2));
+        let scale = self.attention_scale.unwrap_or_else(|| 1.0 / (self.head_dim as f64).sqrt()) * turned;
         if self.scale_by_layer { scale / (layer + 1) as f64 } else { scale }
     }
 
@@ -457,6 +460,8 @@ mod tests {
             serde_json::json!({"model_type": "mistral", "sliding_window": 12, "eos_token_id": [1, 2]}),
             serde_json::json!({"model_type": "mistral", "sliding_window": null}),
             serde_json::json!({"model_type": "qwen3", "head_dim": 16, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}}),
+            serde_json::json!({"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "beta_fast": 16.0}}),
+            serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "mscale": 0.7, "mscale_all_dim": 1.5, "truncate": false}}),
         ] {
             let config = with(changes).unwrap();
             assert_eq!(ModelConfig::parse(&config.to_config_json("float16")).unwrap(), config);
@@ -474,7 +479,8 @@ mod tests {
         );
         assert!(message(serde_json::json!({"model_type": null})).contains("model_type"));
         assert!(message(serde_json::json!({"hidden_act": "softplus"})).contains("`softplus`"));
-        assert!(message(serde_json::json!({"rope_scaling": {"type": "yarn", "factor": 4.0}})).contains("`yarn`"));
+        assert!(message(serde_json::json!({"rope_scaling": {"type": "longrope", "factor": 4.0}})).contains("`longrope`"));
+        assert!(message(serde_json::json!({"rope_scaling": {"type": "yarn"}})).contains("`factor`"));
         assert!(message(serde_json::json!({"num_key_value_heads": 3})).contains("divisor"));
         assert!(message(serde_json::json!({"hidden_size": -1})).contains("hidden_size"));
         assert!(message(serde_json::json!({"hidden_size": null})).contains("hidden_size"));

@@ -1,6 +1,6 @@
 //! Looks keys of a `config.json` up.
 
-use super::{Activation, Positions, RopeConfig, RopeScaling};
+use super::{Activation, Positions, RopeConfig, RopeScaling, yarn_attention_factor};
 use crate::ModelError;
 use serde_json::Value;
 
@@ -94,6 +94,15 @@ impl<'a> Reader<'a> {
             let value = rope.number(key)?.ok_or(ModelError::MissingKey { key })?;
             if value > 0.0 { Ok(value) } else { Err(invalid(key, value.to_string(), "a positive number".into())) }
         };
+        let positive = |key: &'static str, default: f64| match rope.number(key)? {
+            Some(value) if value > 0.0 => Ok(value),
+            None => Ok(default),
+            Some(value) => Err(invalid(key, value.to_string(), "a positive number".into())),
+        };
+        let original_max_positions = || match rope.number("original_max_position_embeddings")? {
+            Some(original) => Ok::<f64, ModelError>(original),
+            None => Ok(self.number("original_max_position_embeddings")?.unwrap_or(max_positions as f64)),
+        };
         let scaling = match kind {
             "default" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: needed("factor")? },
@@ -101,13 +110,26 @@ impl<'a> Reader<'a> {
                 factor: needed("factor")?,
                 low_freq_factor: needed("low_freq_factor")?,
                 high_freq_factor: needed("high_freq_factor")?,
-                original_max_positions: match rope.number("original_max_position_embeddings")? {
-                    Some(original) => original,
-                    None => self.number("original_max_position_embeddings")?.unwrap_or(max_positions as f64),
-                },
+                original_max_positions: original_max_positions()?,
             },
+            "yarn" => {
+                let factor = needed("factor")?;
+                let weights = (rope.number("mscale")?.filter(|&weight| weight != 0.0), rope.number("mscale_all_dim")?.filter(|&weight| weight != 0.0));
+                let usual = match weights {
+                    (Some(weight), Some(all)) => yarn_attention_factor(factor, weight) / yarn_attention_factor(factor, all),
+                    _ => yarn_attention_factor(factor, 1.0),
+                };
+                RopeScaling::Yarn {
+                    factor,
+                    beta_fast: positive("beta_fast", 32.0)?,
+                    beta_slow: positive("beta_slow", 1.0)?,
+                    truncate: rope.flag("truncate", true)?,
+                    original_max_positions: original_max_positions()?,
+                    attention_factor: positive("attention_factor", usual)?,
+                }
+            }
             other => {
-                return Err(invalid("rope_type", format!("`{other}`"), "`default`, `linear` or `llama3`".into()));
+                return Err(invalid("rope_type", format!("`{other}`"), "`default`, `linear`, `llama3` or `yarn`".into()));
             }
         };
         Ok(RopeConfig { theta, scaling })

@@ -156,6 +156,15 @@ pub(crate) fn to_config_json(config: &ModelConfig, dtype: &str) -> String {
             rope["high_freq_factor"] = high_freq_factor.into();
             rope["original_max_position_embeddings"] = (original_max_positions as u64).into();
         }
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, truncate, original_max_positions, attention_factor } => {
+            rope["rope_type"] = "yarn".into();
+            rope["factor"] = factor.into();
+            rope["beta_fast"] = beta_fast.into();
+            rope["beta_slow"] = beta_slow.into();
+            rope["truncate"] = truncate.into();
+            rope["original_max_position_embeddings"] = (original_max_positions as u64).into();
+            rope["attention_factor"] = attention_factor.into();
+        }
     }
     let class = match config.family {
         Family::Llama => "LlamaForCausalLM",

@@ -161,7 +161,9 @@ impl Metadata<'_> {
     fn rope(&self, bytes: &[u8], head_dim: u64) -> Result<Value, ModelError> {
         let theta = shortest(self.number("rope.freq_base").unwrap_or(1e4));
         let mut rope = json!({ "rope_type": "default", "rope_theta": theta });
-        if let Some(factor) = self.linear_factor()? {
+        if self.header.text(&self.key("rope.scaling.type")) == Some("yarn") {
+            self.yarn(&mut rope)?;
+        } else if let Some(factor) = self.linear_factor()? {
             rope["rope_type"] = "linear".into();
             rope["factor"] = factor.into();
         }
@@ -180,12 +182,29 @@ impl Metadata<'_> {
         Ok(rope)
     }
 
+    /// llama.cpp multiplies rotated queries and keys by `attn_factor` · (0.1 ln(factor) + 1).
+    fn yarn(&self, rope: &mut Value) -> Result<(), ModelError> {
+        let number = |key: &str| self.number(&format!("rope.scaling.{key}")).map(shortest);
+        let factor = number("factor").ok_or_else(|| self.header.bad("its rope scaling is `yarn` without a factor"))?;
+        rope["rope_type"] = "yarn".into();
+        rope["factor"] = factor.into();
+        for (key, theirs) in [("original_max_position_embeddings", "original_context_length"), ("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+            if let Some(value) = number(theirs) {
+                rope[key] = value.into();
+            }
+        }
+        if let Some(weight) = number("attn_factor").filter(|&weight| weight != 1.0) {
+            rope["attention_factor"] = (weight * crate::config::yarn_attention_factor(factor, 1.0)).into();
+        }
+        Ok(())
+    }
+
     fn linear_factor(&self) -> Result<Option<f64>, ModelError> {
         let factor = self.number("rope.scaling.factor").filter(|factor| *factor != 1.0).map(shortest);
         match self.header.text(&self.key("rope.scaling.type")) {
             None | Some("none" | "") => Ok(None),
             Some("linear") => Ok(factor),
-            Some(other) => Err(self.header.bad(format!("its rope scaling is `{other}`, and only linear and Llama 3's can be computed"))),
+            Some(other) => Err(self.header.bad(format!("its rope scaling is `{other}`, and only linear, Llama 3's and YaRN can be computed"))),
         }
     }
 
@@ -307,6 +326,19 @@ mod tests {
     }
 
     #[test]
+    fn yarn_says_what_its_config_json_says() {
+        let entries = [
+            ("rope.scaling.type", Entry::Text("yarn".into())),
+            ("rope.scaling.factor", Entry::Float(4.0)),
+            ("rope.scaling.original_context_length", Entry::Integer(32)),
+        ];
+        let scaling = *config(&header("llama", &entries, &[])).rope(0).unwrap();
+        let attention_factor = 0.1 * 4f64.ln() + 1.0;
+        let expected = RopeScaling::Yarn { factor: 4.0, beta_fast: 32.0, beta_slow: 1.0, truncate: true, original_max_positions: 32.0, attention_factor };
+        assert_eq!(scaling, RopeConfig { theta: 1e4, scaling: expected });
+    }
+
+    #[test]
     fn gemma3_says_what_its_config_json_says() {
         let entries = [
             ("block_count", Entry::Integer(6)),
@@ -336,7 +368,8 @@ mod tests {
     fn what_cannot_be_computed_is_said() {
         let said = |header: &GgufHeader| config_json(header, &[]).unwrap_err().to_string();
         assert!(said(&header("mamba", &[], &[])).contains("`mamba`"));
-        assert!(said(&header("llama", &[("rope.scaling.type", Entry::Text("yarn".into()))], &[])).contains("yarn"));
+        assert!(said(&header("llama", &[("rope.scaling.type", Entry::Text("longrope".into()))], &[])).contains("longrope"));
+        assert!(said(&header("llama", &[("rope.scaling.type", Entry::Text("yarn".into()))], &[])).contains("factor"));
         assert!(said(&header("llama", &[("rope.dimension_count", Entry::Integer(4))], &[])).contains("4 of 8"));
         assert!(said(&header("llama", &[("attention.head_count_kv", Entry::Numbers(vec![2.0, 4.0]))], &[])).contains("differs"));
         assert!(said(&header("llama", &[("expert_count", Entry::Integer(8))], &[])).contains("experts"));
