@@ -42,8 +42,6 @@ struct Params {
 
 // head_dim rounded up to a power of two, 8 .. 256.
 const HEAD_PAD: u32 = 64u;
-// Offsets and head_dim are multiples of four: whole vec4 are read.
-const VEC4: u32 = 0u;
 // Whether bias is bound.
 const BIAS: u32 = 0u;
 // While rows of values are summed, LANES invocations stand side by side on the columns of a head (COLS columns each);
@@ -59,40 +57,6 @@ var<workgroup> p_tile: array<f32, 512>;
 var<workgroup> reduced: array<f32, 64>;
 var<workgroup> shrink: array<f32, 8>;
 var<workgroup> total: array<f32, 8>;
-
-// Elements d .. d + 4 of the head at `row` of q, zero beyond the head.
-fn q_quad(row: u32, d: u32) -> vec4<f32> {
-    let at = params.q_at + row + d;
-    if VEC4 == 1u {
-        return q[at >> 2u];
-    }
-    var y = vec4<f32>(0.0);
-    y.x = q[at >> 2u][at & 3u];
-    if d + 1u < params.head_dim { y.y = q[(at + 1u) >> 2u][(at + 1u) & 3u]; }
-    if d + 2u < params.head_dim { y.z = q[(at + 2u) >> 2u][(at + 2u) & 3u]; }
-    if d + 3u < params.head_dim { y.w = q[(at + 3u) >> 2u][(at + 3u) & 3u]; }
-    return y;
-}
-
-// Elements d .. d + 4 of the head at `row` of k, zero beyond the head.
-fn k_quad(row: u32, d: u32) -> vec4<f32> {
-    let at = params.k_at + row + d;
-    if VEC4 == 1u {
-        return k[at >> 2u];
-    }
-    var y = vec4<f32>(0.0);
-    y.x = k[at >> 2u][at & 3u];
-    if d + 1u < params.head_dim { y.y = k[(at + 1u) >> 2u][(at + 1u) & 3u]; }
-    if d + 2u < params.head_dim { y.z = k[(at + 2u) >> 2u][(at + 2u) & 3u]; }
-    if d + 3u < params.head_dim { y.w = k[(at + 3u) >> 2u][(at + 3u) & 3u]; }
-    return y;
-}
-
-// Whether query i sees key j, both counted within their segment; shift = keys - queries of the segment.
-fn sees(i: i32, j: i32, shift: i32, keys: i32) -> bool {
-    let end = select(keys, i + shift + 1, params.causal == 1u);
-    return j < end && (params.window == 0u || j >= end - i32(params.window));
-}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

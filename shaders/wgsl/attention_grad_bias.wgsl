@@ -34,12 +34,6 @@ struct Params {
 
 var<workgroup> partial: array<f32, 64>;
 
-// Whether query i sees key j, both counted within their segment; shift = keys - queries of the segment.
-fn sees(i: i32, j: i32, shift: i32, keys: i32) -> bool {
-    let end = select(keys, i + shift + 1, params.causal == 1u);
-    return j < end && (params.window == 0u || j >= end - i32(params.window));
-}
-
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let distance = group.x;

@@ -40,8 +40,6 @@ struct Params {
 
 // head_dim rounded up to a power of two, 8 .. 256.
 const HEAD_PAD: u32 = 64u;
-// Offsets and head_dim are multiples of four: whole vec4 are read.
-const VEC4: u32 = 0u;
 // Whether stats goes on with the bias [2 * bias_zero + 1, heads].
 const BIAS: u32 = 0u;
 // 8, or 4 where HEAD_PAD = 256 would overflow workgroup memory.
@@ -57,68 +55,6 @@ var<workgroup> k_tile: array<vec4<f32>, KEYS * HEAD_PAD / 4u>;
 var<workgroup> v_tile: array<vec4<f32>, KEYS * HEAD_PAD / 4u>;
 var<workgroup> p_tile: array<f32, KEYS * 64u>;
 var<workgroup> ds_tile: array<f32, KEYS * 64u>;
-
-// Elements d .. d + 4 of the head at `row` of q, zero beyond the head.
-fn q_quad(row: u32, d: u32) -> vec4<f32> {
-    let at = params.q_at + row + d;
-    if VEC4 == 1u {
-        return q[at >> 2u];
-    }
-    var y = vec4<f32>(0.0);
-    y.x = q[at >> 2u][at & 3u];
-    if d + 1u < params.head_dim { y.y = q[(at + 1u) >> 2u][(at + 1u) & 3u]; }
-    if d + 2u < params.head_dim { y.z = q[(at + 2u) >> 2u][(at + 2u) & 3u]; }
-    if d + 3u < params.head_dim { y.w = q[(at + 3u) >> 2u][(at + 3u) & 3u]; }
-    return y;
-}
-
-// Elements d .. d + 4 of the head at `row` of k, zero beyond the head.
-fn k_quad(row: u32, d: u32) -> vec4<f32> {
-    let at = params.k_at + row + d;
-    if VEC4 == 1u {
-        return k[at >> 2u];
-    }
-    var y = vec4<f32>(0.0);
-    y.x = k[at >> 2u][at & 3u];
-    if d + 1u < params.head_dim { y.y = k[(at + 1u) >> 2u][(at + 1u) & 3u]; }
-    if d + 2u < params.head_dim { y.z = k[(at + 2u) >> 2u][(at + 2u) & 3u]; }
-    if d + 3u < params.head_dim { y.w = k[(at + 3u) >> 2u][(at + 3u) & 3u]; }
-    return y;
-}
-
-// Elements d .. d + 4 of the head at `row` of v, zero beyond the head.
-fn v_quad(row: u32, d: u32) -> vec4<f32> {
-    let at = params.v_at + row + d;
-    if VEC4 == 1u {
-        return v[at >> 2u];
-    }
-    var y = vec4<f32>(0.0);
-    y.x = v[at >> 2u][at & 3u];
-    if d + 1u < params.head_dim { y.y = v[(at + 1u) >> 2u][(at + 1u) & 3u]; }
-    if d + 2u < params.head_dim { y.z = v[(at + 2u) >> 2u][(at + 2u) & 3u]; }
-    if d + 3u < params.head_dim { y.w = v[(at + 3u) >> 2u][(at + 3u) & 3u]; }
-    return y;
-}
-
-// Elements d .. d + 4 of the head at `row` of dout, zero beyond the head.
-fn dout_quad(row: u32, d: u32) -> vec4<f32> {
-    let at = params.dout_at + row + d;
-    if VEC4 == 1u {
-        return dout[at >> 2u];
-    }
-    var y = vec4<f32>(0.0);
-    y.x = dout[at >> 2u][at & 3u];
-    if d + 1u < params.head_dim { y.y = dout[(at + 1u) >> 2u][(at + 1u) & 3u]; }
-    if d + 2u < params.head_dim { y.z = dout[(at + 2u) >> 2u][(at + 2u) & 3u]; }
-    if d + 3u < params.head_dim { y.w = dout[(at + 3u) >> 2u][(at + 3u) & 3u]; }
-    return y;
-}
-
-// Whether query i sees key j, both counted within their segment; shift = keys - queries of the segment.
-fn sees(i: i32, j: i32, shift: i32, keys: i32) -> bool {
-    let end = select(keys, i + shift + 1, params.causal == 1u);
-    return j < end && (params.window == 0u || j >= end - i32(params.window));
-}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
