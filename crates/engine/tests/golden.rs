@@ -1,5 +1,7 @@
 //! The engine against `transformers`, PyTorch and `peft`: the folders of `tests/golden`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod support;
 
 use barycenter_engine::{CpuBackend, Device};

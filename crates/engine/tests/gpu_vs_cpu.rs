@@ -3,6 +3,8 @@
 //! Whole buffers are compared, so that a write outside the output shows as well. The tolerance is relative to the
 //! largest value of the buffer: 1e-5 where not said otherwise (both sum in f32, in different orders).
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod support;
 
 use barycenter_engine::Backend;

@@ -1,6 +1,8 @@
 //! Packed weights on the processor: what is uploaded has the values of the file, and products with it are those with
 //! the same values in f32. (The WebGPU back end is compared with the processor in `gpu_vs_cpu.rs`.)
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod support;
 
 use barycenter_engine::cpu::CpuBackend;

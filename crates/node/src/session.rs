@@ -84,7 +84,7 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                     return Ok(());
                 }
                 Some(SignallingEvent::Message(message)) => if let Some(stay) = &mut stay {
-                    session.from_server(stay, message);
+                    session.hear_server(stay, message);
                 },
                 Some(SignallingEvent::Lost { reason }) => {
                     attempts += 1;
@@ -99,7 +99,7 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                 None => return Err(NodeError::Refused("the connection to the server ended".into())),
             },
             event = next_event(&mut peers).fuse() => if let Some(stay) = &mut stay {
-                session.from_transport(stay, event);
+                session.hear_transport(stay, event);
             },
             (worker, id, result) = job => {
                 idle_worker = Some(worker);
@@ -156,7 +156,7 @@ impl Session<'_> {
         running.fuse()
     }
 
-    fn from_server(&self, stay: &mut Stay, message: ToNode) {
+    fn hear_server(&self, stay: &mut Stay, message: ToNode) {
         match &message {
             ToNode::Ping => return,
             ToNode::Dial { peer } => stay.transport.dial(*peer),
@@ -168,7 +168,7 @@ impl Session<'_> {
         stay.core.handle(now(), NodeInput::Server(message));
     }
 
-    fn from_transport(&self, stay: &mut Stay, event: TransportEvent) {
+    fn hear_transport(&self, stay: &mut Stay, event: TransportEvent) {
         match event {
             TransportEvent::Signal { to, payload } => self.signalling.send(FromNode::Signal { to, payload }),
             TransportEvent::LinkUp { peer, round_trip_millis, bytes_per_second } => {

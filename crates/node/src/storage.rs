@@ -49,10 +49,12 @@ pub trait Storage {
     fn remove(&self, name: &str) -> LocalBoxFuture<'_, Result<(), StorageError>>;
 }
 
+type SharedBytes = Rc<RefCell<Vec<u8>>>;
+
 /// Storage in memory, for tests and for devices that refuse any other.
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
-    files: Rc<RefCell<BTreeMap<String, Rc<RefCell<Vec<u8>>>>>>,
+    files: Rc<RefCell<BTreeMap<String, SharedBytes>>>,
 }
 
 impl Storage for MemoryStorage {
@@ -72,7 +74,7 @@ impl Storage for MemoryStorage {
     }
 }
 
-struct MemoryFile(Rc<RefCell<Vec<u8>>>);
+struct MemoryFile(SharedBytes);
 
 impl StorageFile for MemoryFile {
     fn len(&self) -> Result<u64, StorageError> {

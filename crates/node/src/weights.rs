@@ -14,10 +14,13 @@ const FIXED_HEADER_BYTES: usize = 16;
 /// Largest piece that is fetched, hashed and written at once.
 pub const PIECE_BYTES: u64 = 4 << 20;
 
+/// Offset and length of each tensor's bytes in the file, by name.
+type Index = BTreeMap<String, (u64, u64)>;
+
 /// The weights of one model that are on this device.
 pub struct WeightStore {
     file: Box<dyn StorageFile>,
-    index: BTreeMap<String, (u64, u64)>,
+    index: Index,
     entries: BTreeMap<String, TensorEntry>,
     end: u64,
 }
@@ -98,7 +101,8 @@ impl TensorSource for WeightStore {
     }
 }
 
-fn scan(file: &dyn StorageFile) -> Result<(BTreeMap<String, (u64, u64)>, u64), StorageError> {
+/// Where each whole tensor of the file stands, and where the last of them ends.
+fn scan(file: &dyn StorageFile) -> Result<(Index, u64), StorageError> {
     let len = file.len()?;
     let mut index = BTreeMap::new();
     let mut at = 0;

@@ -443,6 +443,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "a holding of one range is one range")]
     fn holdings_join_neighbouring_samples_and_taps() {
         let contents = vec![(0, [0, 1, 2].into()), (1, [0, 1, 2].into()), (3, [0, 1, 2].into()), (4, [1, 3].into())];
         assert_eq!(

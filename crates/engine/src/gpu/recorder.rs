@@ -16,13 +16,16 @@ const MAX_DISPATCHES: usize = 512;
 const MAX_BIND_GROUPS: usize = 8192;
 const MAX_BINDINGS: usize = 8;
 
+/// A kernel's name and the constants of its variant.
+type Variant = (&'static str, Vec<(&'static str, u32)>);
+
 /// The device with everything that is recorded on it.
 pub struct Recorder {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub pool: Pool<wgpu::Buffer>,
     max_buffer_words: usize,
-    pipelines: HashMap<(&'static str, Vec<(&'static str, u32)>), Rc<Pipeline>>,
+    pipelines: HashMap<Variant, Rc<Pipeline>>,
     layouts: HashMap<Vec<bool>, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     bind_groups: HashMap<(Vec<bool>, [u32; MAX_BINDINGS]), wgpu::BindGroup>,
     params: wgpu::Buffer,
