@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use barycenter_engine::backbone::Backbone;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
 use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig};
-use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
+use barycenter_engine::side::{Fusion, Side, SideConfig, SideLayout, flat_from_named};
 use barycenter_engine::Device;
 use barycenter_model::names::Parts;
 use barycenter_model::{FolderTensors, ModelConfig, RawTensor, TensorSource};
@@ -34,7 +34,7 @@ impl Adapter {
                 let taps = numbers("taps").context("adapter_config.json has no taps")?;
                 let mut side = SideConfig::new(reduction()?, 0);
                 side.taps = taps;
-                side.temperature = json["gate_temperature"].as_f64().map_or(side.temperature, |temperature| temperature as f32);
+                side.fusion = Fusion::of_config(&json);
                 Ok(Self::Parallel(side))
             }
             ("adapters", Some(1)) => {

@@ -6,6 +6,7 @@ pub(crate) mod full;
 mod parallel;
 mod sentences;
 mod seq2seq;
+mod side;
 mod tasks;
 mod tuned;
 
@@ -28,6 +29,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use sentences::SentenceOptions;
+use side::SideOptions;
 use tuned::Cache;
 
 /// Cache entries of a sample: one per tap.
@@ -82,9 +84,12 @@ pub struct Options {
     #[arg(long)]
     last_layers: Option<usize>,
     /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none).
-    /// Parallel adapters keep every layer's output, as f16; of encoders and encoder-decoder models it may be none.
+    /// Parallel adapters keep the output of every layer they read (default: f16); of encoders and encoder-decoder models it
+    /// may be none.
     #[arg(long)]
     cache: Option<Cache>,
+    #[command(flatten)]
+    side: SideOptions,
     #[command(flatten)]
     sentences: SentenceOptions,
     /// Held-out rows (default: every tenth row, by seed).

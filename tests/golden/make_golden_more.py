@@ -32,6 +32,7 @@ def cases():
     yield 'gemma3-lora', T.Gemma3ForCausalLM, T.Gemma3TextConfig(**g3, sliding_window=5), dict(lora=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'], drop=['layer_types', 'rope_parameters', 'query_pre_attn_scalar', 'hidden_activation', 'tie_word_embeddings', 'attention_bias'], half=torch.bfloat16)
     yield 'qwen2-yarn', T.Qwen2ForCausalLM, T.Qwen2Config(**dec, hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, rope_parameters=dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16, rope_theta=1000.0)), dict(pac=2, lora=['q_proj', 'v_proj'])
     yield 'llama-yarn', T.LlamaForCausalLM, T.LlamaConfig(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, rope_parameters=dict(rope_type='yarn', factor=8.0, original_max_position_embeddings=8, rope_theta=500.0, beta_fast=4.0, beta_slow=0.5, mscale=0.8, mscale_all_dim=2.5, truncate=False)), dict(lora=['k_proj'])
+    yield 'qwen2-sum-second', T.Qwen2ForCausalLM, T.Qwen2Config(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=1), dict(pac=2, taps=[0, 1, 3, 5], fusion='sum')
 
 def rms(x): return (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
 
@@ -70,24 +71,27 @@ def loss_of(logits, labels, shift):
     if shift: logits, labels = logits[:, :-1], labels[:, 1:]
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100)
 
-def pac(m, d, K):
+def pac(m, d, K, thinned=None, fusion='gate'):
     cfg, TEMP = m.config, 0.1
     for p in m.parameters(): p.requires_grad_(False)
     causal = cfg.model_type != 'bert'
     layers, final, head = stack(m)
     L, D = len(layers), cfg.hidden_size
-    side_cfg, blocks, norm = side_layers(m, K); R = D // K
+    T = thinned or list(range(L + 1)); N = len(T) - 1
+    side_cfg, blocks, norm = side_layers(m, K); blocks = [blocks[t - 1] for t in T[1:]]; R = D // K
     class Side(nn.Module):
         def __init__(s):
             super().__init__()
-            s.down = nn.ModuleList(nn.Linear(D, R) for _ in range(L + 1)); s.gate = nn.Parameter(torch.zeros(L))
+            s.down = nn.ModuleList(nn.Linear(D, R) for _ in T)
+            if fusion == 'gate': s.gate = nn.Parameter(torch.zeros(N))
             s.layers = nn.ModuleList(blocks); s.norm = norm; s.up = nn.Linear(R, D)
             nn.init.zeros_(s.up.weight); nn.init.zeros_(s.up.bias)
         def forward(s, b, args):
             a = s.down[0](b[0] / rms(b[0]))
-            for i in range(1, L + 1):
-                mu = torch.sigmoid(s.gate[i - 1] / TEMP)
-                h = s.layers[i - 1](mu * a + (1 - mu) * s.down[i](b[i] / rms(b[i])), **args(i - 1))
+            for i in range(1, N + 1):
+                p = s.down[i](b[T[i]] / rms(b[T[i]]))
+                if fusion == 'gate': mu = torch.sigmoid(s.gate[i - 1] / TEMP)
+                h = s.layers[i - 1](mu * a + (1 - mu) * p if fusion == 'gate' else a + p, **args(T[i] - 1))
                 a = h[0] if isinstance(h, tuple) else h
             return s.up(s.norm(a))
     side = Side().eval()
@@ -135,7 +139,7 @@ def pac(m, d, K):
     for k, v in side.state_dict().items(): g['final.side.' + k] = v.clone()
     g['losses'] = torch.tensor(losses, dtype=torch.float64)
     save_file({k: v.contiguous() for k, v in g.items()}, os.path.join(d, 'pac.safetensors'))
-    json.dump(dict(method='parallel_adapter', version=1, reduction=K, taps=list(range(L + 1)), gate_temperature=TEMP, lr=3e-3, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.01, steps=12, batch=B), open(os.path.join(d, 'pac.json'), 'w'), indent=1)
+    json.dump(dict(method='parallel_adapter', version=1, reduction=K, taps=T, **(dict(gate_temperature=TEMP) if fusion == 'gate' else dict(fusion=fusion)), lr=3e-3, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.01, steps=12, batch=B), open(os.path.join(d, 'pac.json'), 'w'), indent=1)
     print('  pac', [round(x, 3) for x in losses])
 
 def lora(m, d, targets):
@@ -222,6 +226,6 @@ for k, (name, cls, cfg, opt) in enumerate(cases()):
             if hasattr(o, 'logits'): g['logits'] = o.logits
     save_file({k2: v2.clone().contiguous() for k2, v2 in g.items()}, os.path.join(d, 'golden.safetensors'))
     print(name, sum(p.numel() for p in m.parameters()))
-    if opt.get('pac'): pac(m, d, opt['pac'])
+    if opt.get('pac'): pac(m, d, opt['pac'], opt.get('taps'), opt.get('fusion', 'gate'))
     m = cls.from_pretrained(d, attn_implementation='eager').eval().float()
     if opt.get('lora'): lora(m, d, opt['lora'])

@@ -1,15 +1,17 @@
 //! Parallel adapters: a fill epoch through the backbone, later epochs from the cache of its layers' outputs.
 
 use super::data::Data;
+use super::tuned::Cache;
 use super::{Entries, Job, write_result, write_json};
 use crate::model::describe_weights;
 use anyhow::{Context, Result};
 use barycenter_core::order::SampleOrder;
 use barycenter_core::schedule;
 use barycenter_engine::backbone::Backbone;
+use barycenter_engine::cache_entry::CacheDtype;
 use barycenter_engine::optim::AdamWConfig;
 use barycenter_engine::packed::MicroBatch;
-use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
+use barycenter_engine::side::{Side, SideLayout, flat_from_named};
 use barycenter_engine::stage::{ForwardPass, StageRuntime};
 use barycenter_engine::tape::no_yield;
 use barycenter_model::names::Parts;
@@ -30,7 +32,9 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let before_weights = device.memory().current_bytes;
     runtime.load_backbone(&mut weights, &Parts::all(config))?;
     println!("{}", describe_weights(device, before_weights, options.weights));
-    let side_config = SideConfig::new(spec.reduction as usize, config.layers);
+    let side_config = options.side.side(spec.reduction, config.layers)?;
+    let dtype = options.cache.map_or(Some(CacheDtype::default()), Cache::taps).context("--cache none is for encoders and encoder-decoder models: a decoder's side network trains from the cache of taps")?;
+    runtime.cache_as(dtype);
     let optimiser = AdamWConfig { weight_decay: spec.weight_decay as f32, ..AdamWConfig::default() };
     runtime.start_side(&side_config, 0..config.layers, optimiser, spec.seed)?;
 
@@ -101,7 +105,8 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
     job.print_example(&example_base, &example_tuned);
     if let Some(folder) = &options.out {
-        let adapter = json!({ "method": "parallel_adapter", "version": 1, "reduction": side_config.reduction, "taps": side_config.taps, "gate_temperature": side_config.temperature, "base_model": options.model.display().to_string(), "weights": WeightType::from(options.weights) });
+        let mut adapter = json!({ "method": "parallel_adapter", "version": 1, "reduction": side_config.reduction, "taps": side_config.taps, "base_model": options.model.display().to_string(), "weights": WeightType::from(options.weights) });
+        side_config.fusion.describe(&mut adapter);
         write_result("adapter", folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &serde_json::to_string_pretty(&adapter)?)?;
     }
     if let Some(path) = &options.json {

@@ -63,10 +63,11 @@ impl Training {
         }
         let head = if names::classifier(config).is_empty() { None } else { Some(trained_head(device, config, weights, |_| true)?) };
         if options.method == Method::ParallelAdapter {
-            ensure!(options.cache != Some(Cache::F32), "--cache f32 is not there for parallel adapters, whose taps are scaled and kept as f16: choose f16 or none");
-            let chains = ChainsConfig::new(spec.reduction as usize);
+            let chains = options.side.chains(spec.reduction, config)?;
             let side = Chains::fresh(device, config, &chains, weights, spec.seed)?;
-            return Ok(Self::Parallel(Box::new(ParallelTrainer::load(device, config, weights, side, head, training)?), chains));
+            let mut trainer = ParallelTrainer::load(device, config, weights, side, head, training)?;
+            trainer.cache_dtype = options.cache.and_then(Cache::taps).unwrap_or_default();
+            return Ok(Self::Parallel(Box::new(trainer), chains));
         }
         let mut tuner = Tuner::load_with_head(device, config, weights, inserts(job)?, head, training)?;
         if let Some(dtype) = options.cache.and_then(Cache::dtype) {
@@ -252,9 +253,10 @@ async fn write(job: &Job<'_>, training: &Training, weights: &mut Source, folder:
         Training::Parallel(trainer, chains) => {
             let taps: Vec<&[usize]> = trainer.chains.layouts().map(|layout| layout.config().taps.as_slice()).collect();
             let mut adapter = json!({
-                "method": "parallel_adapter", "version": 1, "reduction": chains.reduction, "gate_temperature": chains.temperature,
+                "method": "parallel_adapter", "version": 1, "reduction": chains.reduction,
                 "taps": taps.last(), "base_model": base
             });
+            chains.fusion.describe(&mut adapter);
             if let [encoder, _] = taps.as_slice() {
                 adapter["encoder_taps"] = json!(encoder);
             }

@@ -5,7 +5,8 @@ use crate::adapter::{Adapter, read_lora};
 use anyhow::{Result, ensure};
 use barycenter_core::order::SampleOrder;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
-use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig, Patterns, lora_modules, lora_start};
+use barycenter_engine::cache_entry::CacheDtype;
+use barycenter_engine::lora::{Lora, LoraConfig, Patterns, PeftConfig, lora_modules, lora_start};
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::trainer::{self, SampleEntries};
@@ -27,6 +28,8 @@ pub enum Cache {
     F16,
     /// Its output as it is: the same losses as without a cache.
     F32,
+    /// Parallel adapters only: scaled, as 8-bit integers with a scale for each token.
+    Int8,
 }
 
 impl Cache {
@@ -35,6 +38,17 @@ impl Cache {
             Self::None => None,
             Self::F16 => Some(BoundaryDtype::F16),
             Self::F32 => Some(BoundaryDtype::F32),
+            Self::Int8 => None,
+        }
+    }
+
+    /// The format of cached taps.
+    pub(super) fn taps(self) -> Option<CacheDtype> {
+        match self {
+            Self::None => None,
+            Self::F16 => Some(CacheDtype::F16),
+            Self::F32 => Some(CacheDtype::F32),
+            Self::Int8 => Some(CacheDtype::Int8),
         }
     }
 }
@@ -117,6 +131,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
 pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
     let Job { options, device, config, spec, .. } = job;
     let two_stacks = config.encoder.is_some();
+    ensure!(options.cache != Some(Cache::Int8), "--cache int8 is for parallel adapters: a cached boundary is kept as f16 or f32");
     ensure!(!two_stacks || (options.last_layers.is_none() && options.cache.is_none_or(|cache| cache == Cache::None)), "--last-layers and --cache are for models of one stack: this {} has an encoder and a decoder", config.family.model_type());
     let last = options.last_layers.unwrap_or(config.layers);
     ensure!((1..=config.layers).contains(&last), "--last-layers {last} must be 1 to {}, the layers of the model", config.layers);

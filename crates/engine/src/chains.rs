@@ -8,7 +8,7 @@ use crate::EngineError;
 use crate::backbone::{Backbone, Memory};
 use crate::packed::{DeviceBatch, cross_attention};
 use crate::params::ParameterSet;
-use crate::side::{Chain, Side, SideConfig, SideLayout, flat_from_named, initial_values, named_from_flat};
+use crate::side::{Chain, Fusion, Side, SideConfig, SideLayout, flat_from_named, initial_values, named_from_flat};
 use crate::tape::{Tape, Var, YieldHook};
 use crate::tensor::{Device, Tensor};
 use barycenter_model::{ModelConfig, RawTensor, TensorSource, names};
@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 pub struct ChainsConfig {
     /// k: widths are those of the backbone divided by it.
     pub reduction: usize,
-    /// Divides the gates before the sigmoid.
-    pub temperature: f32,
+    /// How taps join the chains.
+    pub fusion: Fusion,
     /// Taps of the only stack, or of the decoder ([`SideConfig::taps`]); all where not given.
     pub taps: Option<Vec<usize>>,
     /// Taps of the encoder beside a decoder.
@@ -28,9 +28,9 @@ pub struct ChainsConfig {
 }
 
 impl ChainsConfig {
-    /// Version 1: a temperature of 0.1, every layer tapped.
+    /// Version 1: gates of temperature 0.1, every layer tapped.
     pub fn new(reduction: usize) -> Self {
-        Self { reduction, temperature: 0.1, taps: None, encoder_taps: None }
+        Self { reduction, fusion: Fusion::default(), taps: None, encoder_taps: None }
     }
 
     /// A layout for each stack of a model, the encoder's first.
@@ -44,7 +44,7 @@ impl ChainsConfig {
                 (Some(_), false) => Chain::Encoder,
                 (Some(_), true) => Chain::Decoder,
             };
-            let mut config = SideConfig { temperature: self.temperature, ..SideConfig::new(self.reduction, stack.layers) };
+            let mut config = SideConfig { fusion: self.fusion, ..SideConfig::new(self.reduction, stack.layers) };
             if let Some(taps) = if chain == Chain::Encoder { &self.encoder_taps } else { &self.taps } {
                 config.taps.clone_from(taps);
             }

@@ -4,7 +4,7 @@
 
 use crate::EngineError;
 use crate::backbone::{Backbone, Head};
-use crate::cache_entry;
+use crate::cache_entry::CacheDtype;
 use crate::chains::{Chains, Taps};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::params::ParameterSet;
@@ -26,6 +26,8 @@ pub struct ParallelTrainer {
     pub chains: Chains,
     /// What is trained of its head.
     pub head: Option<ParameterSet>,
+    /// Number format of the cache entries it makes and reads.
+    pub cache_dtype: CacheDtype,
     optimiser: Optimiser,
     device: Device,
 }
@@ -44,7 +46,7 @@ impl ParallelTrainer {
         chains.share_bias(&model);
         let sets: Vec<&ParameterSet> = chains.parameters().chain(&head).collect();
         let optimiser = Optimiser::new(device, &sets, training);
-        Ok(Self { model, chains, head, optimiser, device: device.clone() })
+        Ok(Self { model, chains, head, cache_dtype: CacheDtype::default(), optimiser, device: device.clone() })
     }
 
     /// Frees everything frozen but the head; from now on every batch comes with its cached taps.
@@ -58,8 +60,8 @@ impl ParallelTrainer {
         Ok(())
     }
 
-    /// Runs the frozen model over a batch; the cache entries of each sample: its taps, the encoder's first, scaled and in
-    /// half precision, the last one with ρ(b_L) at its labelled rows (DESIGN §5).
+    /// Runs the frozen model over a batch; the cache entries of each sample: its taps, the encoder's first, scaled, as
+    /// `cache_dtype` says, the last one with ρ(b_L) at its labelled rows (DESIGN §5).
     pub async fn fill(&self, batch: &MicroBatch, hook: &YieldHook) -> Result<Vec<SampleEntries>, EngineError> {
         batch.check(&self.model.config)?;
         if self.chains.layouts().last().and_then(|layout| layout.config().taps.last()) != Some(&self.model.config.layers) {
@@ -78,7 +80,7 @@ impl ParallelTrainer {
                 let has_rho = is_last && at + 1 == of_stack.len();
                 for ((segment, labelled), list) in segments.iter().zip(&batch.labelled_ranges).zip(&mut entries) {
                     let rho = if has_rho { &rho[labelled.clone()] } else { &[] };
-                    list.push(cache_entry::encode(&values[segment.start * width..segment.end * width], rho));
+                    list.push(self.cache_dtype.encode(&values[segment.start * width..segment.end * width], width, rho));
                 }
             }
         }
@@ -103,7 +105,7 @@ impl ParallelTrainer {
                 };
                 let of_sequences = rows.segments.iter().zip(&batch.labelled_ranges).enumerate().map(of_sequence);
                 let damaged = || EngineError::BadBatch(format!("cached tap {number} of a sample is missing or damaged: compute it again"));
-                let (scaled, at_labels) = cache_entry::restore(&self.device, (rows.tokens(), config.width), of_sequences).ok_or_else(damaged)?;
+                let (scaled, at_labels) = self.cache_dtype.restore(&self.device, (rows.tokens(), config.width), of_sequences).ok_or_else(damaged)?;
                 rho.extend(at_labels);
                 taps.push(scaled);
                 number += 1;

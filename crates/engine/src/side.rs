@@ -12,7 +12,7 @@ mod layout;
 
 pub use init::{SideInit, initial_values};
 pub(crate) use init::{named_rng, norm_start, uniform};
-pub use layout::{Chain, SideConfig, SideLayout, flat_from_named, named_from_flat, side_model_config};
+pub use layout::{Chain, Fusion, SideConfig, SideLayout, flat_from_named, named_from_flat, side_model_config};
 
 use crate::EngineError;
 use crate::backbone::{Keys, LayerInput, LayerWeights, Linear, Memory, Norm, OwnKeys, Rotary, layer_forward, self_attention};
@@ -40,7 +40,8 @@ pub struct Side {
 /// One step of the chain.
 struct Step {
     down: Linear,
-    gate: Var,
+    /// Where taps join through gates.
+    gate: Option<Var>,
     layer: LayerWeights,
 }
 
@@ -71,7 +72,8 @@ impl Side {
         let first_down = if layout.is_first() { Some(linear(layout.name("down.0"))?) } else { None };
         let step = |i: usize| -> Result<Step, EngineError> {
             let layer = LayerWeights::gather(&model, |name| var(&layout.name(&format!("layers.{}.{name}", i - 1))))?;
-            Ok(Step { down: linear(layout.name(&format!("down.{i}")))?, gate: var(&layout.gate_name(i))?, layer })
+            let gate = if layout.has_gates() { Some(var(&layout.gate_name(i))?) } else { None };
+            Ok(Step { down: linear(layout.name(&format!("down.{i}")))?, gate, layer })
         };
         let steps = layout.steps().map(step).collect::<Result<_, _>>()?;
         let end = if layout.is_last() {
@@ -132,7 +134,10 @@ impl Side {
     ) -> Result<Var, EngineError> {
         let step = &self.steps[i - self.layout.steps().start];
         let p = step.down.apply(tape, &Var::constant(tap.clone()));
-        let s = tape.gate_mix(a, &p, &step.gate, self.layout.config().temperature);
+        let s = match (&step.gate, self.layout.config().fusion) {
+            (Some(gate), Fusion::Gate { temperature }) => tape.gate_mix(a, &p, gate, temperature),
+            _ => tape.add(a, &p),
+        };
         drop(p);
         let inv_freq = self.rotary.of(&self.model, self.layout.layer(i));
         layer_forward(tape, &self.model, &step.layer, &s, LayerInput { positions, inv_freq, keys, memory })

@@ -7,7 +7,7 @@
 use crate::EngineError;
 use crate::backbone::Backbone;
 use crate::backend::BackendKind;
-use crate::cache_entry;
+use crate::cache_entry::CacheDtype;
 use crate::loss::cross_entropy;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::packed::{DeviceBatch, MicroBatch};
@@ -37,7 +37,8 @@ pub struct StageOutput {
     pub b: Vec<f32>,
     /// Side stream, `[tokens, side width]`; empty on the last stage and where forward-only.
     pub a: Vec<f32>,
-    /// Cache entries: per sequence, the encoded taps this stage produces, in order.
+    /// Cache entries: per sequence, the encoded taps this stage produces, in order (those that its side network reads, all if
+    /// it has none).
     pub entries: Vec<Vec<Vec<u8>>>,
     /// Σ loss over labelled positions, on the last stage, unless forward-only.
     pub loss_sum: Option<f64>,
@@ -86,6 +87,7 @@ pub struct StageRuntime {
     layers: Range<usize>,
     backbone: Option<Backbone>,
     side: Option<(Side, AdamW)>,
+    cache_dtype: CacheDtype,
     pending: HashMap<u64, Pending>,
     hook: YieldHook,
     clock: Clock,
@@ -94,7 +96,12 @@ pub struct StageRuntime {
 impl StageRuntime {
     /// A node that holds nothing yet.
     pub fn new(device: &Device, config: ModelConfig, layers: Range<usize>, hook: YieldHook, clock: Clock) -> Self {
-        Self { device: device.clone(), config, layers, backbone: None, side: None, pending: HashMap::new(), hook, clock }
+        Self { device: device.clone(), config, layers, backbone: None, side: None, cache_dtype: CacheDtype::default(), pending: HashMap::new(), hook, clock }
+    }
+
+    /// Number format of the cache entries that it makes and reads; half precision if never said.
+    pub fn cache_as(&mut self, dtype: CacheDtype) {
+        self.cache_dtype = dtype;
     }
 
     /// Loads frozen weights: a stage's, or final norm and head only.
@@ -358,7 +365,11 @@ impl StageRuntime {
     async fn encode_taps(&self, batch: &MicroBatch, taps: &[(usize, Tensor, Tensor)]) -> Result<Vec<Vec<Vec<u8>>>, EngineError> {
         let mut entries = vec![Vec::with_capacity(taps.len()); batch.segments.len()];
         let width = self.config.width;
-        for (number, tap, rho) in taps {
+        let tapped = self.side.as_ref().map(|(side, _)| side.layout.config().taps.as_slice());
+        if tapped.is_some_and(|tapped| tapped.last() != Some(&self.config.layers)) {
+            return Err(EngineError::BadStage("its last layer is not tapped, so a cache of taps would lack what the head needs".into()));
+        }
+        for (number, tap, rho) in taps.iter().filter(|(number, ..)| tapped.is_none_or(|tapped| tapped.contains(number))) {
             let values = tap.read().await?;
             let rho = if *number == self.config.layers { rho.read().await? } else { Vec::new() };
             for ((segment, labelled), list) in batch.segments.iter().zip(&batch.labelled_ranges).zip(&mut entries) {
@@ -366,7 +377,7 @@ impl StageRuntime {
                     true => Vec::new(),
                     false => batch.labelled_rows[labelled.clone()].iter().map(|&row| rho[row as usize]).collect(),
                 };
-                list.push(cache_entry::encode(&values[segment.start * width..segment.end * width], &at_labels));
+                list.push(self.cache_dtype.encode(&values[segment.start * width..segment.end * width], width, &at_labels));
             }
         }
         Ok(entries)
@@ -380,7 +391,7 @@ impl StageRuntime {
         };
         let of_sequences = batch.segments.iter().zip(&batch.labelled_ranges).enumerate().map(of_sequence);
         let damaged = || EngineError::BadBatch(format!("cache entry {tap} of a sample is missing or damaged: clear this device's cache"));
-        cache_entry::restore(&self.device, (batch.tokens(), self.config.width), of_sequences).ok_or_else(damaged)
+        self.cache_dtype.restore(&self.device, (batch.tokens(), self.config.width), of_sequences).ok_or_else(damaged)
     }
 }
 

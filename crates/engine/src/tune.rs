@@ -7,7 +7,7 @@
 use crate::EngineError;
 use crate::backbone::{Backbone, Head};
 use crate::bottleneck::Bottlenecks;
-use crate::cache_entry;
+use crate::cache_entry::CacheDtype;
 use crate::lora::{Lora, peft_saved_name};
 use crate::packed::{DeviceBatch, MicroBatch};
 use crate::params::ParameterSet;
@@ -138,7 +138,7 @@ impl Tuner {
         }
         let (scaled, rho) = tape.tap_scale(&x.value);
         let (values, rho) = (scaled.read().await?, rho.read().await?);
-        let encode = |segment: &std::ops::Range<usize>| cache_entry::encode(&values[segment.start * width..segment.end * width], &rho[segment.clone()]);
+        let encode = |segment: &std::ops::Range<usize>| CacheDtype::F16.encode(&values[segment.start * width..segment.end * width], width, &rho[segment.clone()]);
         Ok(batch.segments.iter().map(encode).collect())
     }
 
@@ -164,7 +164,7 @@ impl Tuner {
         }
         let of_sequence = |(at, segment): (usize, &std::ops::Range<usize>)| (entries.get(at).copied(), segment.clone(), segment.len());
         let of_sequences = batch.segments.iter().enumerate().map(of_sequence);
-        let (rows, rho) = cache_entry::restore(&self.device, (shape[0], width), of_sequences).ok_or_else(damaged)?;
+        let (rows, rho) = CacheDtype::F16.restore(&self.device, (shape[0], width), of_sequences).ok_or_else(damaged)?;
         let rho = Tensor::from_f32(&self.device, &[batch.tokens()], &rho);
         Ok(Tape::computing(&self.device).tap_unscale(&rows, &rho))
     }

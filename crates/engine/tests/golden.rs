@@ -22,6 +22,7 @@ fn llama_and_its_relatives() {
     holds(&cpu(), "more/qwen2-lora", &["golden", "lora"]);
     holds(&cpu(), "more/mistral-window", &["golden", "lora"]);
     holds(&cpu(), "more/qwen2-yarn", &["golden", "pac", "lora"]);
+    holds(&cpu(), "more/qwen2-sum-second", &["golden", "pac"]);
     holds(&cpu(), "more/llama-yarn", &["golden", "lora"]);
 }
 

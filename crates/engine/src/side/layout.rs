@@ -14,16 +14,60 @@ use std::ops::Range;
 pub struct SideConfig {
     /// k: widths are those of the backbone divided by it.
     pub reduction: usize,
-    /// Divides the gates before the sigmoid.
-    pub temperature: f32,
+    /// How a tap joins the chain.
+    pub fusion: Fusion,
     /// Backbone outputs that are read, ascending, the first being 0 (the embedding); layer i's output is tap i.
     pub taps: Vec<usize>,
 }
 
+/// How the projected tap `p_i = D_i tap_i` joins what the chain carries.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fusion {
+    /// `s_i = μ_i a_{i−1} + (1 − μ_i) p_i`, `μ_i = sigmoid(g_i / temperature)`, `g_i` trained and 0 at the start.
+    Gate {
+        /// Divides the gates before the sigmoid.
+        temperature: f32,
+    },
+    /// `s_i = a_{i−1} + p_i`, as in the paper.
+    Sum,
+}
+
+impl Default for Fusion {
+    /// DESIGN §4's gate.
+    fn default() -> Self {
+        Self::Gate { temperature: 0.1 }
+    }
+}
+
+impl Fusion {
+    /// From an `adapter_config.json`: `"fusion": "sum"`, or the `gate_temperature` of a gate (DESIGN §4's if there is none).
+    pub fn of_config(json: &serde_json::Value) -> Self {
+        match (json["fusion"].as_str(), json["gate_temperature"].as_f64()) {
+            (Some("sum"), _) => Self::Sum,
+            (_, Some(temperature)) => Self::Gate { temperature: temperature as f32 },
+            _ => Self::default(),
+        }
+    }
+
+    /// Into an `adapter_config.json`.
+    pub fn describe(self, json: &mut serde_json::Value) {
+        match self {
+            Self::Gate { temperature } => json["gate_temperature"] = temperature.into(),
+            Self::Sum => json["fusion"] = "sum".into(),
+        }
+    }
+}
+
 impl SideConfig {
-    /// DESIGN §4: temperature 0.1, every layer tapped.
+    /// DESIGN §4: every layer tapped.
     pub fn new(reduction: usize, layers: usize) -> Self {
-        Self { reduction, temperature: 0.1, taps: (0..=layers).collect() }
+        Self { reduction, fusion: Fusion::default(), taps: (0..=layers).collect() }
+    }
+
+    /// Every `every`-th of the taps `0 ..= layers`, counted back from the last, and the first.
+    pub fn thinned_taps(layers: usize, every: usize) -> Vec<usize> {
+        (0..=layers).filter(|tap| *tap == 0 || (layers - tap).is_multiple_of(every.max(1))).collect()
     }
 }
 
@@ -172,7 +216,9 @@ impl SideLayout {
         }
         for i in self.steps() {
             linear(&mut list, self.name(&format!("down.{i}")), [narrow, wide]);
-            list.push((self.gate_name(i), vec![1]));
+            if self.has_gates() {
+                list.push((self.gate_name(i), vec![1]));
+            }
             let layer = names::layer_shapes(&self.side).into_iter();
             list.extend(layer.map(|(name, shape)| (self.name(&format!("layers.{}.{name}", i - 1)), shape)));
         }
@@ -197,6 +243,11 @@ impl SideLayout {
         }
         let (name, shape) = names::relative_bias_in_layer(&self.side)?;
         Some((self.name(&format!("layers.0.{name}")), shape))
+    }
+
+    /// Whether taps join through trained gates.
+    pub fn has_gates(&self) -> bool {
+        self.config.fusion != Fusion::Sum
     }
 
     pub(super) fn gate_name(&self, i: usize) -> String {
@@ -251,7 +302,7 @@ pub fn flat_from_named(layout: &SideLayout, mut find: impl FnMut(&str) -> Option
         find(name).filter(|tensor| tensor.shape == shape).map(|tensor| tensor.to_f32()).ok_or_else(bad)
     };
     let steps = layout.config.taps.len() - 1;
-    let gates = if steps > 0 { get(&layout.gates_name(), &[steps])? } else { Vec::new() };
+    let gates = if steps > 0 && layout.has_gates() { get(&layout.gates_name(), &[steps])? } else { Vec::new() };
     for info in infos {
         let target = &mut flat[info.offset..info.offset + info.elements()];
         match info.name.strip_prefix(&format!("{}.", layout.gates_name())).and_then(|index| index.parse::<usize>().ok()) {

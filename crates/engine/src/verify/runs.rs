@@ -10,6 +10,7 @@ use crate::lora::{Lora, PeftConfig, find_stored, peft_saved_name};
 use crate::optim::{AdamWConfig, LinearSchedule};
 use crate::packed::MicroBatch;
 use crate::parallel::ParallelTrainer;
+use crate::side::Fusion;
 use crate::tape::no_yield;
 use crate::tensor::Device;
 use crate::train_full::{FullTrainer, FullTraining};
@@ -60,7 +61,7 @@ impl RunSettings {
         };
         Ok(ChainsConfig {
             reduction: self.number(path, "reduction")? as usize,
-            temperature: self.number(path, "gate_temperature")? as f32,
+            fusion: Fusion::of_config(&self.json),
             taps: taps("taps")?,
             encoder_taps: taps("encoder_taps")?,
         })
