@@ -7,8 +7,10 @@ use barycenter_core::planner::{FillWish, PlanOptions, human_bytes, plan};
 use barycenter_model::ModelConfig;
 use barycenter_model::names::parameter_count;
 use barycenter_protocol::NodeId;
+use barycenter_protocol::control::tapped;
 use barycenter_protocol::plan::{FillMode, ModelCost, Plan, StageMember};
 use barycenter_server::side::model_cost;
+use barycenter_server::{DEFAULT_CACHE, DEFAULT_TAP_EVERY};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -86,14 +88,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let household = Household::parse(&text).with_context(|| path.to_string())?;
     let config = ModelConfig::from_folder(&options.model)?;
     let weights = weights(options, &config)?;
-    let cost = model_cost(&config, options.reduction, weights.bytes, f64::from(options.tokens)).map_err(anyhow::Error::msg)?;
+    let cost = model_cost(&config, options.reduction, DEFAULT_TAP_EVERY, weights.bytes, f64::from(options.tokens)).map_err(anyhow::Error::msg)?;
     let (layers, width, samples) = (config.layers as u32, config.width as u32, u64::from(options.samples));
     let wishes = PlanOptions {
         model: options.model.file_name().map_or_else(|| "the model".into(), |name| name.to_string_lossy().into_owned()),
         mean_tokens: f64::from(options.tokens),
         max_tokens,
         mean_labels: f64::from(labels),
-        cache_bytes: cache_bytes(layers, width, samples * u64::from(options.tokens), samples * u64::from(labels)),
+        cache_bytes: cache_bytes(DEFAULT_CACHE, tapped(layers, DEFAULT_TAP_EVERY).count() as u32, width, samples * u64::from(options.tokens), samples * u64::from(labels)),
         fill: match options.fill {
             Fill::Fastest => FillWish::Fastest,
             Fill::Hybrid => FillWish::Hybrid,

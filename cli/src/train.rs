@@ -22,7 +22,7 @@ use barycenter_engine::train_full::FullTraining;
 use barycenter_engine::Device;
 use barycenter_model::metrics::exact_match;
 use barycenter_model::{ModelConfig, RawTensor, TensorSource, Weights, write_safetensors};
-use barycenter_protocol::control::{GradientType, RunSpec, SampleSize};
+use barycenter_protocol::control::{CacheType, GradientType, RunSpec, SampleSize};
 use barycenter_server::Recommendation;
 use data::{Data, Task};
 use std::collections::BTreeMap;
@@ -84,7 +84,7 @@ pub struct Options {
     #[arg(long)]
     last_layers: Option<usize>,
     /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none).
-    /// Parallel adapters keep the output of every layer they read (default: f16); of encoders and encoder-decoder models it
+    /// Parallel adapters keep the output of every layer they read (default: int8); of encoders and encoder-decoder models it
     /// may be none.
     #[arg(long)]
     cache: Option<Cache>,
@@ -229,6 +229,8 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
         held_out_samples: (data.samples.len() - data.train) as u32,
         sample_sizes: data.samples.iter().map(|s| SampleSize { tokens: s.sequence.ids.len() as u32, labels: s.sequence.labels.len() as u32 }).collect(),
         layers: model.config.layers as u32,
+        tap_every: 1,
+        cache: CacheType::default(),
         reduction: options.reduction.or(recommended.reduction).unwrap_or(8),
         batch,
         epochs,

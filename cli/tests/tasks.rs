@@ -204,7 +204,7 @@ fn what_does_not_fit_is_refused_in_one_sentence() {
     let pairs = file("pairs.jsonl", "{\"input\":\"a b\",\"target\":\"b a\"}\n{\"input\":\"c\",\"target\":\"c\"}\n");
     let one = file("one.tsv", "text\tlabel\na b\tyes\nc d\tyes\n");
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo");
-    let cases: [(&Path, &Path, &[&str], &str); 11] = [
+    let cases: [(&Path, &Path, &[&str], &str); 12] = [
         (&bert, &classes, &["--task", "prompt"], "--task prompt is not for an encoder such as this bert: choose --task classify or regress"),
         (&t5, &pairs, &["--task", "classify"], "choose --task seq2seq"),
         (&demo, &classes, &["--task", "classify"], "a decoder such as this llama"),
@@ -213,7 +213,8 @@ fn what_does_not_fit_is_refused_in_one_sentence() {
         (&bert, &one, &[], "one.tsv has 1 class"),
         (&bert, &pairs, &[], "line 1 of pairs.jsonl"),
         (&bert, &classes, &["--max-tokens", "99"], "--max-tokens 99 must be 1 to 24"),
-        (&bert, &classes, &["--cache", "f32"], "--cache f32 is not there for parallel adapters"),
+        (&bert, &classes, &["--gate-temperature", "0"], "--gate-temperature must be a number above 0"),
+        (&bert, &classes, &["--method", "lora", "--last-layers", "1", "--cache", "int8"], "--cache int8 is for parallel adapters"),
         (&bert, &classes, &["--method", "full", "--cache", "f16"], "leave it out"),
         (&t5, &pairs, &["--method", "lora", "--last-layers", "1"], "an encoder and a decoder"),
     ];

@@ -36,7 +36,7 @@ pub struct Expected {
 impl Expected {
     /// By the model's config and the run's reduction.
     pub fn of(config: &ModelConfig, spec: &RunSpec) -> Result<Self, String> {
-        let parameters = side::adapter_parameters(config, spec.reduction)?;
+        let parameters = side::adapter_parameters(config, spec.reduction, spec.tap_every)?;
         let shapes = KINDS.iter().flat_map(|kind| parameters.iter().map(move |Parameter { name, shape }| (format!("{kind}{name}"), shape.clone())));
         Ok(Self { shapes: shapes.collect(), steps_per_epoch: barycenter_core::schedule::steps_per_epoch(spec) })
     }
@@ -213,7 +213,7 @@ mod tests {
     /// What a stage of these layers uploads, its gate short.
     fn part(config: &ModelConfig, layers: std::ops::Range<usize>) -> Vec<u8> {
         let mut tensors = BTreeMap::new();
-        for Parameter { name, shape } in side::adapter_parameters(config, 4).unwrap() {
+        for Parameter { name, shape } in side::adapter_parameters(config, 4, 1).unwrap() {
             let number = |prefix: &str| name.strip_prefix(prefix).and_then(|rest| rest.split('.').next()).and_then(|n| n.parse::<usize>().ok());
             let own = match (number("side.down."), number("side.layers.")) {
                 (Some(0), _) => layers.start == 0,
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(complete.reference, CheckpointRef { epoch: 1, step: 1, optimiser_steps: 4 });
         let tensors = MemoryTensors::from_safetensors("x", &complete.bytes).unwrap().tensors;
         assert_eq!(tensors[GATE].to_f32(), [0.0, 1.0, 2.0]);
-        assert_eq!(tensors.len(), 3 * side::adapter_parameters(&config, 4).unwrap().len());
+        assert_eq!(tensors.len(), 3 * side::adapter_parameters(&config, 4, 1).unwrap().len());
         let adapter = MemoryTensors::from_safetensors("x", &adapter(&complete.bytes).unwrap()).unwrap().tensors;
         assert!(adapter.keys().all(|name| name.starts_with("side.")) && adapter.len() * 3 == tensors.len());
     }

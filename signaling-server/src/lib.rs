@@ -22,4 +22,5 @@ mod tls;
 pub use data_dir::DataDir;
 pub use error::ServerError;
 pub use models::Recommendation;
+pub use run_request::{DEFAULT_CACHE, DEFAULT_TAP_EVERY};
 pub use serve::{RunningServer, ServerConfig, serve};

@@ -6,7 +6,7 @@ use crate::models::Model;
 use crate::side;
 use barycenter_core::planner::{FillWish, PlanOptions};
 use barycenter_protocol::api::RunRequest;
-use barycenter_protocol::control::{RunSpec, SampleSize};
+use barycenter_protocol::control::{CacheType, RunSpec, SampleSize, tapped};
 use barycenter_protocol::plan::ModelCost;
 
 /// Defaults where neither the request nor the model's folder says anything.
@@ -17,6 +17,10 @@ const LEARNING_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f64 = 0.01;
 const CLIP_NORM: f64 = 1.0;
 const SEED: u64 = 1;
+/// Every so many-th layer is read by the side network: docs/METHOD.md has what was measured.
+pub const DEFAULT_TAP_EVERY: u32 = 2;
+/// How the cache holds what is read.
+pub const DEFAULT_CACHE: CacheType = CacheType::Int8;
 /// A step is lost in seconds, an upload of the adapter takes less.
 const CHECKPOINT_STEPS: u32 = 10;
 /// Held-out prompts for a small model and for others.
@@ -66,8 +70,10 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
     let labels: u64 = sizes.iter().map(|s| u64::from(s.labels)).sum();
     let count = sizes.len().max(1) as f64;
     let mean_tokens = tokens as f64 / count;
-    let adapter = side::adapter_parameter_count(config, reduction).map_err(Refusal::bad)?;
-    let cost = side::model_cost(config, reduction, model.info.bytes, mean_tokens).map_err(Refusal::bad)?;
+    let tap_every = within("distance of the layers that are read", request.tap_every.unwrap_or(DEFAULT_TAP_EVERY.min(config.layers as u32)), 1, config.layers as u32)?;
+    let cache = request.cache.unwrap_or(DEFAULT_CACHE);
+    let adapter = side::adapter_parameter_count(config, reduction, tap_every).map_err(Refusal::bad)?;
+    let cost = side::model_cost(config, reduction, tap_every, model.info.bytes, mean_tokens).map_err(Refusal::bad)?;
     let options = PlanOptions {
         model: model.info.name.clone(),
         min_stages: request.min_stages.unwrap_or(1).clamp(1, config.layers as u32),
@@ -75,7 +81,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         mean_tokens,
         max_tokens: sizes.iter().map(|s| s.tokens).max().unwrap_or(0),
         mean_labels: labels as f64 / count,
-        cache_bytes: barycenter_core::cost::cache_bytes(config.layers as u32, config.width as u32, tokens, labels),
+        cache_bytes: barycenter_core::cost::cache_bytes(cache, tapped(config.layers as u32, tap_every).count() as u32, config.width as u32, tokens, labels),
         // who wishes for stages wants to see the pipeline train
         fill: if request.min_stages.unwrap_or(1) > 1 || request.use_all_nodes { FillWish::Hybrid } else { FillWish::Fastest },
         epochs,
@@ -96,6 +102,8 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         held_out_samples: set.held_out_samples,
         sample_sizes: sizes,
         layers: config.layers as u32,
+        tap_every,
+        cache,
         reduction,
         batch,
         epochs,

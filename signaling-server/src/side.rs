@@ -3,6 +3,7 @@
 use barycenter_core::cost::{Dimensions, LayerParameters, Parameters, model_cost_of};
 use barycenter_model::ModelConfig;
 use barycenter_model::names::{self, Parameter, Parts};
+use barycenter_protocol::control::tapped;
 use barycenter_protocol::plan::ModelCost;
 
 /// The side network's shapes: the family's own layers with sizes divided by k. An error is one sentence.
@@ -35,10 +36,11 @@ pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, 
     Ok(side)
 }
 
-/// Names and shapes of all adapter parameters, as in an adapter file.
-pub fn adapter_parameters(config: &ModelConfig, reduction: u32) -> Result<Vec<Parameter>, String> {
+/// Names and shapes of all adapter parameters, as in an adapter file; every `tap_every`-th layer is tapped.
+pub fn adapter_parameters(config: &ModelConfig, reduction: u32, tap_every: u32) -> Result<Vec<Parameter>, String> {
     let side = side_config(config, reduction)?;
-    let (width, r, layers) = (config.width, side.width, config.layers);
+    let (width, r) = (config.width, side.width);
+    let layers = tapped(config.layers as u32, tap_every).count() - 1;
     let mut list = Vec::new();
     let mut add = |name: String, shape: Vec<usize>| list.push(Parameter { name, shape });
     for tap in 0..=layers {
@@ -60,8 +62,8 @@ pub fn adapter_parameters(config: &ModelConfig, reduction: u32) -> Result<Vec<Pa
 }
 
 /// Number of values of the whole adapter.
-pub fn adapter_parameter_count(config: &ModelConfig, reduction: u32) -> Result<u64, String> {
-    Ok(adapter_parameters(config, reduction)?.iter().map(|p| p.elements() as u64).sum())
+pub fn adapter_parameter_count(config: &ModelConfig, reduction: u32, tap_every: u32) -> Result<u64, String> {
+    Ok(adapter_parameters(config, reduction, tap_every)?.iter().map(|p| p.elements() as u64).sum())
 }
 
 /// Bytes of one frozen weight as stored, to the nearest: a few f32 vectors beside f16 matrices do not make it three.
@@ -71,7 +73,7 @@ pub fn weight_bytes(config: &ModelConfig, stored_bytes: u64) -> u32 {
 }
 
 /// What the planner needs to know, as [`barycenter_core::cost`] counts it. An error is one sentence.
-pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_tokens: f64) -> Result<ModelCost, String> {
+pub fn model_cost(config: &ModelConfig, reduction: u32, tap_every: u32, stored_bytes: u64, mean_tokens: f64) -> Result<ModelCost, String> {
     let side = side_config(config, reduction)?;
     let dimensions = Dimensions {
         layers: config.layers as u32,
@@ -86,6 +88,7 @@ pub fn model_cost(config: &ModelConfig, reduction: u32, stored_bytes: u64, mean_
         mean_tokens: mean_tokens.ceil() as u32,
         tied_head: config.tied_head,
         gated: config.gated,
+        tap_every,
     };
     Ok(model_cost_of(&dimensions, &parameters(config, &side)))
 }
@@ -121,12 +124,16 @@ mod tests {
 
     #[test]
     fn adapter_parameters_are_named_and_shaped_as_in_the_design() {
-        let list = adapter_parameters(&config(), 4).unwrap();
+        let list = adapter_parameters(&config(), 4, 1).unwrap();
         let shape = |name: &str| list.iter().find(|p| p.name == name).unwrap_or_else(|| panic!("{name}")).shape.clone();
         assert_eq!(shape("side.gate"), [3]);
         assert_eq!(shape("side.down.3.weight"), [16, 64]);
         assert_eq!(shape("side.layers.2.mlp.gate_proj.weight"), [40, 16]);
         assert_eq!(shape("side.up.weight"), [64, 16]);
+        // Of three layers the first and the third are tapped.
+        let thinned = adapter_parameters(&config(), 4, 2).unwrap();
+        let last = |start: &str| thinned.iter().filter(|p| p.name.starts_with(start)).map(|p| p.name.clone()).max().unwrap();
+        assert!(last("side.down.").starts_with("side.down.2.") && last("side.layers.").starts_with("side.layers.1."));
     }
 
     #[test]
@@ -149,7 +156,12 @@ mod tests {
         for json in configs {
             let config = ModelConfig::parse(&json).unwrap();
             let count = names::parameter_count(&config) as u64;
-            let cost = model_cost(&config, 4, 2 * count, 32.0).unwrap();
+            for every in [1, 2] {
+                let adapter = model_cost(&config, 4, every, 2 * count, 32.0).unwrap();
+                let adapter = adapter.layers.iter().chain([&adapter.embedding, &adapter.head]).map(|part| part.adapter_parameters).sum::<u64>();
+                assert_eq!(adapter, adapter_parameter_count(&config, 4, every).unwrap(), "{json}, every {every}");
+            }
+            let cost = model_cost(&config, 4, 1, 2 * count, 32.0).unwrap();
             for (from, to) in (0..config.layers).flat_map(|from| (from + 1..=config.layers).map(move |to| (from, to))) {
                 let (first, last) = (from == 0, to == config.layers);
                 let ends = [(first, cost.embedding.weight_bytes), (last, cost.head.weight_bytes)];
@@ -158,18 +170,16 @@ mod tests {
                 let held: usize = Parts::stage(&config, from..to).parameters(&config).iter().map(Parameter::elements).sum();
                 assert_eq!(counted - shared, 2 * held as u64, "{json}, layers {from} .. {to}");
             }
-            let adapter = cost.layers.iter().chain([&cost.embedding, &cost.head]).map(|part| part.adapter_parameters).sum::<u64>();
-            assert_eq!(adapter, adapter_parameter_count(&config, 4).unwrap(), "{json}");
             // a multiply-add is two FLOP: what is above the matrices is attention, quadratic in the tokens
             let matrices: usize = names::layer(&config, 0).iter().filter(|p| p.shape.len() > 1).map(Parameter::elements).sum();
-            assert_eq!(model_cost(&config, 4, 2 * count, 0.0).unwrap().layers[0].forward_flops, 2.0 * matrices as f64, "{json}");
+            assert_eq!(model_cost(&config, 4, 1, 2 * count, 0.0).unwrap().layers[0].forward_flops, 2.0 * matrices as f64, "{json}");
         }
     }
 
     #[test]
     fn a_family_with_layer_norms_has_their_biases() {
         let gpt2 = ModelConfig::parse(r#"{"model_type":"gpt2"}"#).unwrap();
-        let list = adapter_parameters(&gpt2, 8).unwrap();
+        let list = adapter_parameters(&gpt2, 8, 1).unwrap();
         assert!(list.contains(&Parameter { name: "side.norm.bias".into(), shape: vec![96] }));
         assert!(list.contains(&Parameter { name: "side.layers.11.attn.c_attn.weight".into(), shape: vec![96, 288] }));
     }

@@ -66,6 +66,10 @@ export interface RunRequest {
   model: string;
   dataset: string;
   reduction?: number | null;
+  /** Every so many-th layer is read by the side network. */
+  tap_every?: number | null;
+  /** How the cache holds what is read. */
+  cache?: 'f16' | 'int8' | null;
   epochs?: number | null;
   batch?: number | null;
   learning_rate?: number | null;

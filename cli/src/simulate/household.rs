@@ -5,6 +5,7 @@ use barycenter_core::household::Household;
 use barycenter_core::io::{Micros, SECOND};
 use barycenter_model::{ModelConfig, names};
 use barycenter_protocol::plan::ModelCost;
+use barycenter_server::{DEFAULT_CACHE, DEFAULT_TAP_EVERY};
 use barycenter_simulator::{Job, gantt, job, report};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +39,9 @@ pub struct HouseOptions {
     /// Reduction k.
     #[arg(long, default_value_t = 8)]
     pub reduction: u32,
+    /// Every so many-th layer is read by the side network.
+    #[arg(long, default_value_t = DEFAULT_TAP_EVERY)]
+    tap_every: u32,
     /// Every device takes part, even where it slows the others down.
     #[arg(long)]
     pub use_all: bool,
@@ -60,7 +64,7 @@ pub fn run(options: &HouseOptions) -> Result<ExitCode> {
     let path = options.house.as_ref().context("no household file was named")?;
     let household = read(path)?;
     let job = options.job()?;
-    let cost = model_cost(&options.model, options.reduction, f64::from(options.tokens))?;
+    let cost = model_cost(&options.model, options.reduction, options.tap_every, f64::from(options.tokens))?;
     let name = options.model.file_name().map_or_else(|| "the model".into(), |n| n.to_string_lossy().into_owned());
     let mut world = job::world(&household, job.start(&name, cost), options.seed);
     let last_join = household.devices.iter().map(|d| (d.joins_at_seconds * SECOND as f64) as Micros).max().unwrap_or(0);
@@ -81,7 +85,7 @@ pub fn run(options: &HouseOptions) -> Result<ExitCode> {
 impl HouseOptions {
     /// The run they ask for.
     pub fn job(&self) -> Result<Job> {
-        for (value, name) in [(self.epochs, "--epochs"), (self.batch, "--batch"), (self.samples, "--samples"), (self.tokens, "--tokens"), (self.reduction, "--reduction")] {
+        for (value, name) in [(self.epochs, "--epochs"), (self.batch, "--batch"), (self.samples, "--samples"), (self.tokens, "--tokens"), (self.reduction, "--reduction"), (self.tap_every, "--tap-every")] {
             ensure!((1..=1_000_000).contains(&value), "{name} is {value}: give 1 to 1000000");
         }
         ensure!((0.0..=1.0).contains(&self.labelled), "--labelled is {}: give a part between 0 and 1", self.labelled);
@@ -93,6 +97,8 @@ impl HouseOptions {
             batch: self.batch,
             epochs: self.epochs,
             reduction: self.reduction,
+            tap_every: self.tap_every,
+            cache: DEFAULT_CACHE,
             min_stages: self.min_stages,
             use_all_nodes: self.use_all,
             seed: self.seed,
@@ -107,13 +113,13 @@ pub fn read(path: &Path) -> Result<Household> {
 }
 
 /// What the layers of a model cost. Weights that are not there count as f16.
-pub fn model_cost(folder: &Path, reduction: u32, mean_tokens: f64) -> Result<ModelCost> {
+pub fn model_cost(folder: &Path, reduction: u32, tap_every: u32, mean_tokens: f64) -> Result<ModelCost> {
     let config = ModelConfig::from_folder(folder)?;
     let files = std::fs::read_dir(folder)?.filter_map(|entry| entry.ok());
     let weights = files.filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
     let stored: u64 = weights.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
     let bytes = if stored > 0 { stored } else { 2 * names::parameter_count(&config) as u64 };
-    barycenter_server::side::model_cost(&config, reduction, bytes, mean_tokens).map_err(|sentence| anyhow!(sentence))
+    barycenter_server::side::model_cost(&config, reduction, tap_every, bytes, mean_tokens).map_err(|sentence| anyhow!(sentence))
 }
 
 /// Writes a file whole.

@@ -11,6 +11,7 @@ use barycenter_model::dataset::{DataFormat, TooLong, read_rows, tokenise};
 use barycenter_model::{ModelConfig, TextTokenizer};
 use barycenter_protocol::control::SampleSize;
 use barycenter_protocol::plan::{LayerCost, ModelCost};
+use barycenter_server::{DEFAULT_CACHE, DEFAULT_TAP_EVERY};
 use barycenter_simulator::{Act, DeviceSpec, House, Job, LinkSpec, LinkWork, Speed, World, job, report};
 use serde::Deserialize;
 use serde_json::json;
@@ -80,7 +81,7 @@ pub fn run(path: &Path) -> Result<ExitCode> {
     ensure!(!measured.nodes.is_empty(), "{}: nodes: at least one is needed", path.display());
     let (sizes, train_samples) = sizes(&measured)?;
     let mean_tokens = sizes.iter().map(|s| f64::from(s.tokens)).sum::<f64>() / sizes.len() as f64;
-    let cost = model_cost(&measured.model, measured.reduction, mean_tokens)?;
+    let cost = model_cost(&measured.model, measured.reduction, DEFAULT_TAP_EVERY, mean_tokens)?;
     let speed = measured.alone.speed(&cost, &sizes[..train_samples], measured.batch);
     let held_out = (sizes.len() - train_samples) as u32;
     let job = Job {
@@ -91,6 +92,8 @@ pub fn run(path: &Path) -> Result<ExitCode> {
         batch: measured.batch,
         epochs: measured.epochs,
         reduction: measured.reduction,
+        tap_every: DEFAULT_TAP_EVERY,
+        cache: DEFAULT_CACHE,
         min_stages: measured.min_stages,
         use_all_nodes: true,
         seed: measured.seed,

@@ -33,8 +33,8 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     runtime.load_backbone(&mut weights, &Parts::all(config))?;
     println!("{}", describe_weights(device, before_weights, options.weights));
     let side_config = options.side.side(spec.reduction, config.layers)?;
-    let dtype = options.cache.map_or(Some(CacheDtype::default()), Cache::taps).context("--cache none is for encoders and encoder-decoder models: a decoder's side network trains from the cache of taps")?;
-    runtime.cache_as(dtype);
+    let dtype = options.cache.map_or(Some(CacheDtype::Int8), Cache::taps).context("--cache none is for encoders and encoder-decoder models: a decoder's side network trains from the cache of taps")?;
+    runtime.cache_as(dtype, &side_config);
     let optimiser = AdamWConfig { weight_decay: spec.weight_decay as f32, ..AdamWConfig::default() };
     runtime.start_side(&side_config, 0..config.layers, optimiser, spec.seed)?;
 

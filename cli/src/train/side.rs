@@ -8,9 +8,9 @@ use barycenter_model::ModelConfig;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Taps {
     /// The embedding's and every layer's.
-    #[default]
     All,
     /// The embedding's and every second layer's, counted back from the last.
+    #[default]
     Second,
     /// The embedding's and every fourth layer's, counted back from the last.
     Fourth,
@@ -30,7 +30,7 @@ pub enum Join {
 #[derive(clap::Args)]
 pub struct SideOptions {
     /// Parallel adapters: which frozen layers they read; fewer make the cache and the epochs smaller.
-    #[arg(long, default_value = "all")]
+    #[arg(long, default_value = "second")]
     taps: Taps,
     /// Parallel adapters: how what is read joins the side network.
     #[arg(long, default_value = "gate")]

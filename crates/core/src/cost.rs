@@ -3,6 +3,7 @@
 //! Counts multiply-adds as 2 FLOP. The side network follows DESIGN §4: Down_i (width → side width), one layer of the
 //! family with hidden, head and feed-forward sizes divided by k; Down_0 belongs to the embedding, norm and Up to the head.
 
+use barycenter_protocol::control::{CacheType, tapped};
 use barycenter_protocol::plan::{LayerCost, ModelCost};
 
 /// Dimensions of a decoder and of the side network beside it.
@@ -32,6 +33,8 @@ pub struct Dimensions {
     pub tied_head: bool,
     /// Whether the feed-forward has a gate beside its two matrices.
     pub gated: bool,
+    /// Every so many-th layer is tapped ([`tapped`]): the side network has a layer for each.
+    pub tap_every: u32,
 }
 
 /// Numbers of values of a layer's parameters.
@@ -106,9 +109,13 @@ pub fn model_cost_of(d: &Dimensions, parameters: &Parameters) -> ModelCost {
         adapter_parameters: side_layer.all + down + 1,
         // the tap (for Down's gradient) and about ten side activations: s, norms, q, k, v, o, (gate,) up, product, sums
         activation_bytes: f32s(d.width) + f32s(side_width) * 6 + f32s((d.heads + 2 * d.kv_heads) * (d.head_dim / k).max(1)) + feed_forwards * f32s(d.ffn_width / k),
+        taps: 1,
     };
+    let untapped = LayerCost { forward_flops: layer.forward_flops, weight_bytes: layer.weight_bytes, ..LayerCost::default() };
+    let mut layers = vec![untapped; d.layers as usize];
+    tapped(d.layers, d.tap_every).skip(1).for_each(|tap| layers[tap as usize - 1] = layer);
     ModelCost {
-        layers: vec![layer; d.layers as usize],
+        layers,
         embedding: LayerCost {
             forward_flops: 0.0,
             side_forward_flops: 2.0 * down as f64,
@@ -116,6 +123,7 @@ pub fn model_cost_of(d: &Dimensions, parameters: &Parameters) -> ModelCost {
             weight_bytes: held(parameters.embedding),
             adapter_parameters: down,
             activation_bytes: f32s(d.width),
+            taps: 1,
         },
         head: LayerCost {
             forward_flops: 2.0 * vocabulary as f64,
@@ -125,6 +133,7 @@ pub fn model_cost_of(d: &Dimensions, parameters: &Parameters) -> ModelCost {
             weight_bytes: held(parameters.head),
             adapter_parameters: up + parameters.side_norm,
             activation_bytes: 3 * f32s(d.width),
+            taps: 0,
         },
         width: d.width,
         side_width,
@@ -132,7 +141,7 @@ pub fn model_cost_of(d: &Dimensions, parameters: &Parameters) -> ModelCost {
     }
 }
 
-/// Bytes of the whole cache: (L + 1) taps of every token in f16, and one f32 per label.
-pub fn cache_bytes(layers: u32, width: u32, tokens: u64, labels: u64) -> u64 {
-    tokens * u64::from(layers + 1) * u64::from(width) * 2 + labels * 4
+/// Bytes of the whole cache: so many taps of every token, and one f32 per label.
+pub fn cache_bytes(cache: CacheType, taps: u32, width: u32, tokens: u64, labels: u64) -> u64 {
+    tokens * u64::from(taps) * cache.token_bytes(width) + labels * 4
 }

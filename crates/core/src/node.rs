@@ -110,7 +110,7 @@ impl Setup {
         let part = plan.stages.iter().enumerate().find(|(_, s)| s.members.iter().any(|m| m.node == id)).map(|(stage, s)| StagePart {
             stage,
             layers: s.layers.clone(),
-            taps: taps_of_stage(stage, &s.layers),
+            taps: assignment.spec.taps_of(&s.layers),
             is_first: stage == 0,
             is_last: stage + 1 == stages,
         });
@@ -121,11 +121,6 @@ impl Setup {
     fn labels(&self, samples: impl Iterator<Item = SampleId>) -> u64 {
         samples.filter_map(|s| self.assignment.spec.sample_sizes.get(s.0 as usize)).map(|s| u64::from(s.labels)).sum()
     }
-}
-
-/// Taps that a stage produces: the output of each of its layers, and on the first stage the embedding output.
-pub(crate) fn taps_of_stage(stage: usize, layers: &Range<u32>) -> Range<u32> {
-    if stage == 0 { 0..layers.end + 1 } else { layers.start + 1..layers.end + 1 }
 }
 
 impl Node {

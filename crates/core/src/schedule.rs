@@ -43,6 +43,8 @@ mod tests {
             held_out_samples: 0,
             sample_sizes: Vec::new(),
             layers: 1,
+            tap_every: 1,
+            cache: Default::default(),
             reduction: 8,
             batch: 4,
             epochs: 4,

@@ -36,6 +36,8 @@ fn assignment() -> Assignment {
         held_out_samples: 0,
         sample_sizes: vec![SampleSize { tokens: 3, labels: 1 }; 32],
         layers: 3,
+        tap_every: 1,
+        cache: Default::default(),
         reduction: 8,
         batch: 8,
         epochs: 2,

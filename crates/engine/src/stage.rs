@@ -37,8 +37,7 @@ pub struct StageOutput {
     pub b: Vec<f32>,
     /// Side stream, `[tokens, side width]`; empty on the last stage and where forward-only.
     pub a: Vec<f32>,
-    /// Cache entries: per sequence, the encoded taps this stage produces, in order (those that its side network reads, all if
-    /// it has none).
+    /// Cache entries: per sequence, the encoded taps this stage produces, in order.
     pub entries: Vec<Vec<Vec<u8>>>,
     /// Σ loss over labelled positions, on the last stage, unless forward-only.
     pub loss_sum: Option<f64>,
@@ -88,6 +87,7 @@ pub struct StageRuntime {
     backbone: Option<Backbone>,
     side: Option<(Side, AdamW)>,
     cache_dtype: CacheDtype,
+    cached_taps: Option<Vec<usize>>,
     pending: HashMap<u64, Pending>,
     hook: YieldHook,
     clock: Clock,
@@ -96,12 +96,13 @@ pub struct StageRuntime {
 impl StageRuntime {
     /// A node that holds nothing yet.
     pub fn new(device: &Device, config: ModelConfig, layers: Range<usize>, hook: YieldHook, clock: Clock) -> Self {
-        Self { device: device.clone(), config, layers, backbone: None, side: None, cache_dtype: CacheDtype::default(), pending: HashMap::new(), hook, clock }
+        Self { device: device.clone(), config, layers, backbone: None, side: None, cache_dtype: CacheDtype::default(), cached_taps: None, pending: HashMap::new(), hook, clock }
     }
 
-    /// Number format of the cache entries that it makes and reads; half precision if never said.
-    pub fn cache_as(&mut self, dtype: CacheDtype) {
+    /// What cache entries hold: the taps of that side network in this number format. If never said, all taps in half precision.
+    pub fn cache_as(&mut self, dtype: CacheDtype, side: &SideConfig) {
         self.cache_dtype = dtype;
+        self.cached_taps = Some(side.taps.clone());
     }
 
     /// Loads frozen weights: a stage's, or final norm and head only.
@@ -365,7 +366,7 @@ impl StageRuntime {
     async fn encode_taps(&self, batch: &MicroBatch, taps: &[(usize, Tensor, Tensor)]) -> Result<Vec<Vec<Vec<u8>>>, EngineError> {
         let mut entries = vec![Vec::with_capacity(taps.len()); batch.segments.len()];
         let width = self.config.width;
-        let tapped = self.side.as_ref().map(|(side, _)| side.layout.config().taps.as_slice());
+        let tapped = self.cached_taps.as_deref();
         if tapped.is_some_and(|tapped| tapped.last() != Some(&self.config.layers)) {
             return Err(EngineError::BadStage("its last layer is not tapped, so a cache of taps would lack what the head needs".into()));
         }

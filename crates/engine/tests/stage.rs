@@ -37,11 +37,6 @@ fn start(config: &ModelConfig, side: &SideConfig) -> std::collections::BTreeMap<
     named_from_flat(&layout, &values).unwrap()
 }
 
-fn stage(case: &str, layers: std::ops::Range<usize>) -> StageRuntime {
-    let config = ModelConfig::from_folder(&folder(case)).unwrap();
-    stage_beside(case, layers, &SideConfig::new(4, config.layers))
-}
-
 fn stage_beside(case: &str, layers: std::ops::Range<usize>, side: &SideConfig) -> StageRuntime {
     let device: Device = Rc::new(CpuBackend::default());
     let config = ModelConfig::from_folder(&folder(case)).unwrap();
@@ -64,30 +59,53 @@ fn pass(batch: &MicroBatch, input: Option<StageInput>) -> ForwardPass<'_> {
 
 #[test]
 fn stages_in_a_row_equal_one_stage() {
-    CASES.iter().for_each(|case| cut_stages_equal_one(case));
+    for case in CASES {
+        let layers = ModelConfig::from_folder(&folder(case)).unwrap().layers;
+        for cut in [1, 2] {
+            stages_equal_one(case, &[0..cut, cut..layers], &SideConfig::new(4, layers));
+        }
+    }
 }
 
-fn cut_stages_equal_one(case: &str) {
+/// A stage between two taps passes the side stream on, has no parameter, and keeps nothing.
+#[test]
+fn a_stage_without_a_tap_passes_the_side_stream_on() {
+    let layers = ModelConfig::from_folder(&folder("gemma3")).unwrap().layers;
+    let side = SideConfig { taps: vec![0, 1, layers], ..SideConfig::new(4, layers) };
+    stages_equal_one("gemma3", &[0..1, 1..2, 2..layers], &side);
+}
+
+fn stages_equal_one(case: &str, cuts: &[std::ops::Range<usize>], side: &SideConfig) {
     let batch = batch();
     let layers = ModelConfig::from_folder(&folder(case)).unwrap().layers;
-    let mut whole = stage(case, 0..layers);
+    let begin = |range: &std::ops::Range<usize>| {
+        let mut stage = stage_beside(case, range.clone(), side);
+        stage.cache_as(CacheDtype::F16, side);
+        stage
+    };
+    let mut whole = begin(&(0..layers));
     let expected = block_on(whole.forward(1, pass(&batch, None))).unwrap();
     block_on(whole.backward(1, None)).unwrap();
     let expected_grads = block_on(whole.gradients()).unwrap();
-    for cut in [1, 2] {
-        let (mut first, mut last) = (stage(case, 0..cut), stage(case, cut..layers));
-        let between = block_on(first.forward(1, pass(&batch, None))).unwrap();
-        let input = StageInput { b: between.b, a: Some(between.a) };
-        let end = block_on(last.forward(1, pass(&batch, Some(input)))).unwrap();
-        assert!((end.loss_sum.unwrap() - expected.loss_sum.unwrap()).abs() < 1e-4);
-        let (gradient, _) = block_on(last.backward(1, None)).unwrap();
-        block_on(first.backward(1, gradient)).unwrap();
-        let grads = [block_on(first.gradients()).unwrap(), block_on(last.gradients()).unwrap()].concat();
-        assert!(relative_error(&grads, &expected_grads) < 1e-5, "{case}: cut before layer {cut}");
-        for (sample, expected) in expected.entries.iter().enumerate() {
-            let taps = [between.entries[sample].clone(), end.entries[sample].clone()].concat();
-            assert_eq!(&taps, expected, "{case}: cache entries of sample {sample}");
-        }
+    let mut stages: Vec<StageRuntime> = cuts.iter().map(begin).collect();
+    let (mut input, mut entries, mut loss) = (None, vec![Vec::new(); batch.segments.len()], None);
+    for stage in &mut stages {
+        let output = block_on(stage.forward(1, pass(&batch, input.take()))).unwrap();
+        entries.iter_mut().zip(output.entries).for_each(|(all, part)| all.extend(part));
+        input = Some(StageInput { b: output.b, a: Some(output.a) });
+        loss = output.loss_sum;
+    }
+    assert!((loss.unwrap() - expected.loss_sum.unwrap()).abs() < 1e-4);
+    assert_eq!(entries, expected.entries, "{case}: cache entries");
+    let mut gradient = None;
+    for stage in stages.iter_mut().rev() {
+        gradient = block_on(stage.backward(1, gradient.take())).unwrap().0;
+    }
+    let grads: Vec<f32> = stages.iter().flat_map(|stage| block_on(stage.gradients()).unwrap()).collect();
+    assert!(relative_error(&grads, &expected_grads) < 1e-5, "{case}: cut into {cuts:?}");
+    for stage in &stages {
+        stage.apply(1, 1e-3, 1.0).unwrap();
+        assert!(block_on(stage.checkpoint()).unwrap().len().is_multiple_of(3));
     }
 }
 
@@ -112,7 +130,7 @@ fn cached_equals_filled(case: &str, side: &SideConfig, dtype: CacheDtype, loss_t
     let batch = batch();
     let config = ModelConfig::from_folder(&folder(case)).unwrap();
     let mut stage = stage_beside(case, 0..config.layers, side);
-    stage.cache_as(dtype);
+    stage.cache_as(dtype, side);
     let filled = block_on(stage.forward(1, pass(&batch, None))).unwrap();
     block_on(stage.backward(1, None)).unwrap();
     let expected = block_on(stage.gradients()).unwrap();
@@ -137,6 +155,8 @@ fn cached_equals_filled(case: &str, side: &SideConfig, dtype: CacheDtype, loss_t
 fn a_cache_without_the_last_tap_is_refused() {
     let layers = ModelConfig::from_folder(&folder("gpt2")).unwrap().layers;
     let side = SideConfig { taps: vec![0, 1], ..SideConfig::new(4, layers) };
-    let refused = block_on(stage_beside("gpt2", 0..layers, &side).forward(1, pass(&batch(), None))).map(|_| ()).unwrap_err();
+    let mut stage = stage_beside("gpt2", 0..layers, &side);
+    stage.cache_as(CacheDtype::F16, &side);
+    let refused = block_on(stage.forward(1, pass(&batch(), None))).map(|_| ()).unwrap_err();
     assert!(refused.to_string().contains("its last layer is not tapped"), "{refused}");
 }

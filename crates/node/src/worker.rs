@@ -9,6 +9,7 @@ use crate::meter::{MemoryPhase, Meter};
 use crate::storage::{Storage, StorageError};
 use crate::NodeShell;
 use barycenter_core::io::{BlobId, Job, JobResult, LossPart, RowsIn};
+use barycenter_engine::cache_entry::CacheDtype;
 use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::side::{SideConfig, SideLayout, flat_from_named};
 use barycenter_engine::stage::{ForwardPass, StageInput, StageRuntime};
@@ -17,7 +18,7 @@ use barycenter_engine::{Device, EngineError, generate};
 use barycenter_model::names::Parts;
 use barycenter_model::{MemoryTensors, ModelError, write_safetensors};
 use barycenter_protocol::SampleId;
-use barycenter_protocol::control::{Assignment, GenerateRequest, GradientType, Holding};
+use barycenter_protocol::control::{Assignment, CacheType, GenerateRequest, GradientType, Holding, RunSpec};
 use barycenter_protocol::peer::MicroKey;
 use barycenter_transport::{Http, HttpError, platform};
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use std::rc::Rc;
 pub(crate) use prepare::Model;
 
 /// Part of the cache's key: changes whenever the bytes of an entry change their meaning.
-pub const CACHE_FORMAT: &str = "f16 taps version 1";
+pub const CACHE_FORMAT: &str = "taps version 2";
 
 /// Why a job could not be done; the sentence goes to the dashboard.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +219,10 @@ impl Worker {
         let loss = output.loss_sum.map(|loss_sum| LossPart { loss_sum, tokens: batch.classes.len() as u64 });
         for (sample, entries) in samples.iter().zip(&output.entries) {
             let entries: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
-            self.cache_mut()?.write(sample.0, first_tap as u16, &entries)?;
+            // A stage between two taps has nothing to keep.
+            if !entries.is_empty() {
+                self.cache_mut()?.write(sample.0, first_tap as u16, &entries)?;
+            }
         }
         Ok(JobResult::ForwardDone { outputs: pieces.into_iter().map(|bytes| self.keep(bytes)).collect(), loss, backbone_seconds: output.backbone_seconds, side_seconds: output.side_seconds })
     }
@@ -241,9 +245,9 @@ impl Worker {
     async fn cached(&mut self, samples: &[SampleId], loss_factor: f32, train: bool) -> Result<LossPart, JobError> {
         let (_, cache) = self.cache.as_ref().ok_or_else(no_generation)?;
         let generation = self.generation.as_mut().ok_or_else(no_generation)?;
-        let layers = generation.assignment.spec.layers as u16;
+        let taps = generation.assignment.spec.tap_count() as u16;
         let batch = generation.pack(samples)?;
-        let entries = samples.iter().map(|sample| (0..=layers).map(|tap| cache.read(sample.0, tap)?.ok_or_else(|| JobError::Other(format!("cache entry {tap} of sample {sample} is not on this device")))).collect());
+        let entries = samples.iter().map(|sample| (0..taps).map(|tap| cache.read(sample.0, tap)?.ok_or_else(|| JobError::Other(format!("cache entry {tap} of sample {sample} is not on this device")))).collect());
         let entries: Vec<Vec<Vec<u8>>> = entries.collect::<Result<_, JobError>>()?;
         let loss_sum = generation.runtime.train_cached(&batch, &entries, loss_factor, train).await?;
         Ok(LossPart { loss_sum, tokens: batch.classes.len() as u64 })
@@ -289,7 +293,7 @@ impl Worker {
         };
         let model = self.model.as_mut().ok_or_else(no_generation)?;
         let config = model.config.clone();
-        let side_config = SideConfig::new(request.spec.reduction as usize, config.layers);
+        let side_config = side_config(&request.spec);
         let side = match tensors {
             Some(tensors) => {
                 let layout = SideLayout::whole(&config, &side_config)?;
@@ -428,6 +432,19 @@ fn holdings_of(contents: &[(u32, BTreeSet<u16>)]) -> Vec<Holding> {
         }
     }
     by_taps.into_iter().map(|((start, end), samples)| Holding { samples, taps: start..end }).collect()
+}
+
+/// The side network of a run.
+fn side_config(spec: &RunSpec) -> SideConfig {
+    SideConfig { taps: spec.tapped().map(|tap| tap as usize).collect(), ..SideConfig::new(spec.reduction as usize, spec.layers as usize) }
+}
+
+/// How the engine encodes a run's cache entries.
+fn cache_dtype(spec: &RunSpec) -> CacheDtype {
+    match spec.cache {
+        CacheType::F16 => CacheDtype::F16,
+        CacheType::Int8 => CacheDtype::Int8,
+    }
 }
 
 fn no_generation() -> JobError {

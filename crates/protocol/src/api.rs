@@ -3,7 +3,7 @@
 //! Every path under `/api/` but `/api/version` wants `Authorization: Bearer <RoomSecret::server_token()>`; a call of a
 //! joined node also carries `x-barycenter-session`. Errors are `{"error": "one sentence"}` with a fitting status.
 
-use crate::control::{BackendReport, Counters, GradientType, NodeKind, PhaseKind};
+use crate::control::{BackendReport, CacheType, Counters, GradientType, NodeKind, PhaseKind};
 use crate::plan::Plan;
 use crate::{NodeId, ProtocolVersion, RunId};
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,12 @@ pub struct RunRequest {
     /// Reduction k; default by the model's recommendation or 8.
     #[serde(default)]
     pub reduction: Option<u32>,
+    /// Every so many-th layer is read by the side network, counted back from the last; default 2.
+    #[serde(default)]
+    pub tap_every: Option<u32>,
+    /// How the cache holds what is read; default 8-bit integers.
+    #[serde(default)]
+    pub cache: Option<CacheType>,
     /// Epochs, the fill epoch included.
     #[serde(default)]
     pub epochs: Option<u32>,

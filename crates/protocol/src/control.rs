@@ -327,8 +327,14 @@ pub struct RunSpec {
     pub held_out_samples: u32,
     /// Tokens and labelled tokens of every sample, for schedules and loss scaling without the data.
     pub sample_sizes: Vec<SampleSize>,
-    /// Transformer layers L; taps are 0 ..= L.
+    /// Transformer layers L.
     pub layers: u32,
+    /// Every so many-th layer's output is tapped, counted back from the last; the embedding's always.
+    #[serde(default = "every_layer")]
+    pub tap_every: u32,
+    /// How cache entries hold taps.
+    #[serde(default)]
+    pub cache: CacheType,
     /// Reduction k.
     pub reduction: u32,
     /// Mini-batch, samples.
@@ -350,6 +356,54 @@ pub struct RunSpec {
     /// How gradients travel between nodes.
     #[serde(default)]
     pub gradients: GradientType,
+}
+
+fn every_layer() -> u32 {
+    1
+}
+
+impl RunSpec {
+    /// The taps in order: outputs 0 (the embedding's) to L (the last layer's) that the side network reads.
+    pub fn tapped(&self) -> impl Iterator<Item = u32> {
+        tapped(self.layers, self.tap_every)
+    }
+
+    /// Number of taps.
+    pub fn tap_count(&self) -> u32 {
+        self.tapped().count() as u32
+    }
+
+    /// The taps, by their place in the order, that layers `layers` (from 0) give; the first layer's node gives the embedding's.
+    pub fn taps_of(&self, layers: &Range<u32>) -> Range<u32> {
+        let before = |layer: u32| if layer == 0 { 0 } else { self.tapped().filter(|&tap| tap <= layer).count() as u32 };
+        before(layers.start)..before(layers.end)
+    }
+}
+
+/// Outputs 0 ..= `layers` of which every `every`-th is tapped, counted back from the last; the first always.
+pub fn tapped(layers: u32, every: u32) -> impl Iterator<Item = u32> {
+    (0..=layers).filter(move |tap| *tap == 0 || (layers - tap).is_multiple_of(every.max(1)))
+}
+
+/// How cache entries hold taps, which are scaled to unit root mean square.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheType {
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8-bit integers, a scale in half precision for each token.
+    Int8,
+}
+
+impl CacheType {
+    /// Bytes of one token's tap of `width` values.
+    pub fn token_bytes(self, width: u32) -> u64 {
+        match self {
+            Self::F16 => 2 * u64::from(width),
+            Self::Int8 => u64::from(width) + 2,
+        }
+    }
 }
 
 /// How gradients travel in an AllReduce.

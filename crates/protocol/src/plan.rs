@@ -48,6 +48,8 @@ pub struct LayerCost {
     pub adapter_parameters: u64,
     /// Activations kept per token between forward and backward, bytes.
     pub activation_bytes: u64,
+    /// Taps that it gives to the cache.
+    pub taps: u32,
 }
 
 /// What the planner knows about a model and a job.

@@ -33,7 +33,7 @@ pub struct Outcome {
 
 /// A run over a model of some equal layers (128 wide, side network 16).
 pub fn small_run(layers: u32, samples: u32, held_out: u32, batch: u32, epochs: u32) -> RunStart {
-    let layer = LayerCost { forward_flops: 2e7, side_forward_flops: 1e6, side_backward_flops: 2e6, weight_bytes: 8_000_000, adapter_parameters: 20_000, activation_bytes: 4000 };
+    let layer = LayerCost { forward_flops: 2e7, side_forward_flops: 1e6, side_backward_flops: 2e6, weight_bytes: 8_000_000, adapter_parameters: 20_000, activation_bytes: 4000, taps: 1 };
     let spec = RunSpec {
         model: "tiny".into(),
         model_hash: "m".into(),
@@ -43,6 +43,8 @@ pub fn small_run(layers: u32, samples: u32, held_out: u32, batch: u32, epochs: u
         held_out_samples: held_out,
         sample_sizes: (0..samples + held_out).map(|i| SampleSize { tokens: 10 + i % 7, labels: 2 + i % 3 }).collect(),
         layers,
+        tap_every: 1,
+        cache: Default::default(),
         reduction: 8,
         batch,
         epochs,
@@ -54,9 +56,19 @@ pub fn small_run(layers: u32, samples: u32, held_out: u32, batch: u32, epochs: u
         checkpoint_steps: 3,
         gradients: Default::default(),
     };
-    let cost = ModelCost { layers: vec![layer; layers as usize], embedding: LayerCost::default(), head: LayerCost::default(), width: 128, side_width: 16, shared_bytes: 0 };
+    let cost = ModelCost { layers: vec![layer; layers as usize], embedding: LayerCost { taps: 1, ..LayerCost::default() }, head: LayerCost::default(), width: 128, side_width: 16, shared_bytes: 0 };
     let plan = PlanOptions { model: "tiny".into(), min_stages: 1, use_all_nodes: false, mean_tokens: 13.0, max_tokens: 16, mean_labels: 3.0, cache_bytes: 1_000_000, ..PlanOptions::default() };
     RunStart { run: RunId(1), spec, cost, plan, wait_for_nodes: 1 }
+}
+
+/// The same run with every `every`-th layer tapped: the others have no part in the side network.
+pub fn thin(start: &mut RunStart, every: u32) {
+    start.spec.tap_every = every;
+    let tapped: Vec<u32> = start.spec.tapped().collect();
+    for (layer, cost) in (1..).zip(&mut start.cost.layers).filter(|(layer, _)| !tapped.contains(layer)) {
+        debug_assert!(layer <= start.spec.layers);
+        *cost = LayerCost { forward_flops: cost.forward_flops, weight_bytes: cost.weight_bytes, ..LayerCost::default() };
+    }
 }
 
 /// A device that can do a small run alone.
@@ -105,6 +117,7 @@ pub fn schedule(seed: u64) -> World {
     start.plan.min_stages = 1 + below(3) as u32;
     start.plan.use_all_nodes = below(2) == 0;
     start.spec.checkpoint_steps = below(6) as u32;
+    thin(&mut start, 1 + (seed % 3) as u32);
     let mut house = random_links(seed, devices);
     if below(4) == 0 {
         house.network.links.values_mut().for_each(|link| link.loss_per_hour = 60.0);

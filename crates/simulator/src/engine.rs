@@ -184,7 +184,7 @@ impl Engine {
                     *p.gradient.entry((*layer, key.epoch, sample.0)).or_default() += 1;
                 }
                 for sample in &samples {
-                    assert!((0..=p.assignment.spec.layers).all(|t| cache.contains(&(sample.0, t))), "sample {sample} is not in the cache");
+                    assert!((0..p.assignment.spec.tap_count()).all(|t| cache.contains(&(sample.0, t))), "sample {sample} is not in the cache");
                 }
                 JobResult::CachedStepDone { loss: loss(&samples), side_seconds: took.side }
             }
@@ -234,7 +234,7 @@ impl Engine {
             }
             Job::EvaluateHeldOut { samples, .. } => {
                 for sample in &samples {
-                    assert!((0..=p.assignment.spec.layers).all(|t| cache.contains(&(sample.0, t))), "held-out sample {sample} is not in the cache");
+                    assert!((0..p.assignment.spec.tap_count()).all(|t| cache.contains(&(sample.0, t))), "held-out sample {sample} is not in the cache");
                 }
                 JobResult::HeldOut(loss(&samples))
             }

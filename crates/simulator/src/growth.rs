@@ -9,6 +9,7 @@ use crate::report::{Spent, spent};
 use crate::world::{Act, World};
 use barycenter_core::io::{Micros, SECOND};
 use barycenter_protocol::NodeId;
+use barycenter_protocol::control::CacheType;
 use barycenter_protocol::plan::{ModelCost, Plan, Stage, StageMember};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -76,7 +77,7 @@ impl Setting {
 
     /// `devices` of them carry out a plan of `stages` stages on mini-batches of `batch`, for `steps` steps in each phase.
     fn run(&self, cost: &ModelCost, devices: u32, batch: u32, stages: u32, steps: u32) -> Point {
-        let job = Job { samples: batch * steps, held_out: 0, tokens: self.tokens, labelled: 0.5, batch, epochs: 1, reduction: 8, min_stages: 1, use_all_nodes: true, seed: 1 };
+        let job = Job { samples: batch * steps, held_out: 0, tokens: self.tokens, labelled: 0.5, batch, epochs: 1, reduction: 8, tap_every: 1, cache: CacheType::F16, min_stages: 1, use_all_nodes: true, seed: 1 };
         let start = job.start("growth", cost.clone());
         let mut world = World::new(1, start, self.house(devices));
         world.conduct(even_plan(cost.layers.len() as u32, devices, stages, batch));
@@ -181,7 +182,7 @@ mod tests {
     use barycenter_core::cost::{Dimensions, model_cost};
 
     fn cost() -> ModelCost {
-        model_cost(&Dimensions { layers: 8, width: 256, heads: 4, kv_heads: 4, head_dim: 64, ffn_width: 704, vocab: 1000, reduction: 8, weight_bytes: 2, mean_tokens: 32, tied_head: true, gated: true })
+        model_cost(&Dimensions { layers: 8, width: 256, heads: 4, kv_heads: 4, head_dim: 64, ffn_width: 704, vocab: 1000, reduction: 8, weight_bytes: 2, mean_tokens: 32, tied_head: true, gated: true, tap_every: 1 })
     }
 
     #[test]

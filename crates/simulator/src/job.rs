@@ -9,7 +9,7 @@ use barycenter_core::io::{Micros, SECOND};
 use barycenter_core::planner::{FillWish, PlanOptions};
 use barycenter_protocol::RunId;
 use barycenter_protocol::api::RunState;
-use barycenter_protocol::control::{RunSpec, SampleSize};
+use barycenter_protocol::control::{CacheType, RunSpec, SampleSize, tapped};
 use barycenter_protocol::plan::ModelCost;
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
@@ -36,6 +36,10 @@ pub struct Job {
     pub epochs: u32,
     /// Reduction k.
     pub reduction: u32,
+    /// Every so many-th layer is tapped; the model's costs must say the same.
+    pub tap_every: u32,
+    /// How cache entries hold taps.
+    pub cache: CacheType,
     /// Stages at least.
     pub min_stages: u32,
     /// Every device takes part, even where it slows the others down.
@@ -77,7 +81,7 @@ fn start_of_sizes(job: &Job, model: &str, cost: ModelCost, layers: u32, sizes: V
         mean_tokens: tokens as f64 / count,
         max_tokens: sizes.iter().map(|s| s.tokens).max().unwrap_or(1),
         mean_labels: labels as f64 / count,
-        cache_bytes: cache_bytes(layers, cost.width, tokens, labels),
+        cache_bytes: cache_bytes(job.cache, tapped(layers, job.tap_every).count() as u32, cost.width, tokens, labels),
         // As the server does: who wishes for stages wants to see the pipeline train.
         fill: if job.min_stages > 1 || job.use_all_nodes { FillWish::Hybrid } else { FillWish::Fastest },
         epochs: job.epochs,
@@ -93,6 +97,8 @@ fn start_of_sizes(job: &Job, model: &str, cost: ModelCost, layers: u32, sizes: V
         held_out_samples: job.held_out,
         sample_sizes: sizes,
         layers,
+        tap_every: job.tap_every,
+        cache: job.cache,
         reduction: job.reduction,
         batch: job.batch.min(job.samples),
         epochs: job.epochs,

@@ -3,7 +3,7 @@
 use crate::house::Speed;
 use barycenter_core::io::{Job, StagePart};
 use barycenter_protocol::SampleId;
-use barycenter_protocol::control::{RunSpec, SampleSize};
+use barycenter_protocol::control::{CacheType, RunSpec, SampleSize};
 use barycenter_protocol::plan::ModelCost;
 use std::ops::Range;
 
@@ -21,6 +21,7 @@ const GENERATE_SECONDS: f64 = 0.2;
 pub(crate) struct Costs {
     pub model: ModelCost,
     sizes: Vec<SampleSize>,
+    cache: CacheType,
 }
 
 /// Seconds of a job by what they go into, as nodes report them.
@@ -39,7 +40,7 @@ impl Seconds {
 
 impl Costs {
     pub fn new(model: &ModelCost, spec: &RunSpec) -> Self {
-        Self { model: model.clone(), sizes: spec.sample_sizes.clone() }
+        Self { model: model.clone(), sizes: spec.sample_sizes.clone(), cache: spec.cache }
     }
 
     pub fn tokens(&self, samples: &[SampleId]) -> u64 {
@@ -61,9 +62,9 @@ impl Costs {
         4 * self.tokens(samples) * u64::from(self.model.side_width)
     }
 
-    /// Bytes of some taps of a sample, f16.
+    /// Bytes of some taps of a sample.
     pub fn entry_bytes(&self, sample: SampleId, taps: u32) -> u64 {
-        2 * self.tokens(&[sample]) * u64::from(self.model.width) * u64::from(taps)
+        self.cache.token_bytes(self.model.width) * self.tokens(&[sample]) * u64::from(taps)
     }
 
     /// Adapter parameters beside some layers, the ends' included.

@@ -8,13 +8,13 @@ use std::path::Path;
 
 /// A model like SmolLM-135M, in f16, with so many layers.
 fn dimensions(layers: u32) -> Dimensions {
-    Dimensions { layers, width: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn_width: 1536, vocab: 49152, reduction: 8, weight_bytes: 2, mean_tokens: 64, tied_head: true, gated: true }
+    Dimensions { layers, width: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn_width: 1536, vocab: 49152, reduction: 8, weight_bytes: 2, mean_tokens: 64, tied_head: true, gated: true, tap_every: 1 }
 }
 
 fn run(file: &str, layers: u32) -> World {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/households").join(file);
     let household = Household::parse(&std::fs::read_to_string(path).expect("the file is there")).expect("a household");
-    let job = Job { samples: 32, held_out: 4, tokens: 64, labelled: 0.5, batch: 16, epochs: 2, reduction: 8, min_stages: 1, use_all_nodes: false, seed: 1 };
+    let job = Job { samples: 32, held_out: 4, tokens: 64, labelled: 0.5, batch: 16, epochs: 2, reduction: 8, tap_every: 1, cache: Default::default(), min_stages: 1, use_all_nodes: false, seed: 1 };
     let mut world = job::world(&household, job.start("SmolLM-135M", model_cost(&dimensions(layers))), 1);
     let last_join = household.devices.iter().map(|d| (d.joins_at_seconds * SECOND as f64) as Micros).max().unwrap_or(0);
     job::run_to_end(&mut world, last_join, 24 * 3600 * SECOND).expect("the run ends");

@@ -134,7 +134,7 @@ pub async fn adapter_config(State(app): AppState, Path(id): Path<String>) -> Ans
         "method": "parallel_adapter",
         "version": 1,
         "reduction": spec.reduction,
-        "taps": (0..=spec.layers).collect::<Vec<_>>(),
+        "taps": spec.tapped().collect::<Vec<_>>(),
         "gate_temperature": 0.1,
         "base_model": spec.model,
         "base_model_hash": spec.model_hash,
@@ -163,7 +163,7 @@ pub async fn ask(State(app): AppState, body: Result<Bytes, BytesRejection>) -> A
                 let (tokens, context) = (prompt.len(), config.max_positions);
                 return Err(Refusal::bad(format!("the prompt has {tokens} tokens and up to {max_new_tokens} are answered, but the model's context is {context}: shorten the prompt")));
             }
-            let adapter = crate::side::adapter_parameter_count(config, run.spec.reduction).map_err(Refusal::conflict)?;
+            let adapter = crate::side::adapter_parameter_count(config, run.spec.reduction, run.spec.tap_every).map_err(Refusal::conflict)?;
             let spec = crate::host::lean(&run.spec);
             let generate = GenerateRequest { request: 0, spec, run: Some(run.info.run), prompts: vec![prompt], max_new_tokens, base: true, tuned: true };
             Ok((run.info.run, tokenizer, Box::new(generate), (model.info.bytes + 4 * adapter) * 5 / 4))

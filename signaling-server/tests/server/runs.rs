@@ -14,14 +14,14 @@ use std::ops::Range;
 const REDUCTION: u32 = 4;
 
 fn request() -> RunRequest {
-    serde_json::from_value(serde_json::json!({"model": "tiny", "dataset": "home", "reduction": REDUCTION, "epochs": 3, "batch": 4, "seed": 3})).unwrap()
+    serde_json::from_value(serde_json::json!({"model": "tiny", "dataset": "home", "reduction": REDUCTION, "tap_every": 1, "epochs": 3, "batch": 4, "seed": 3})).unwrap()
 }
 
 /// The whole adapter and its moments, or the part of some layers.
 fn checkpoint_part(layers: Range<usize>, value: f32) -> Vec<u8> {
     let config = ModelConfig::parse(&tiny_config().to_string()).unwrap();
     let mut tensors = BTreeMap::new();
-    for parameter in barycenter_server::side::adapter_parameters(&config, REDUCTION).unwrap() {
+    for parameter in barycenter_server::side::adapter_parameters(&config, REDUCTION, 1).unwrap() {
         let number = |prefix: &str| parameter.name.strip_prefix(prefix).and_then(|rest| rest.split('.').next()).and_then(|n| n.parse::<usize>().ok());
         let mut shape = parameter.shape.clone();
         let own = match (number("side.down."), number("side.layers.")) {
@@ -59,7 +59,7 @@ impl Pretender {
     fn holdings(&self, is_full: bool) -> Vec<Holding> {
         let Some(assignment) = self.assignment.as_ref().filter(|_| is_full) else { return Vec::new() };
         let samples = assignment.spec.train_samples + assignment.spec.held_out_samples;
-        vec![Holding { samples: std::iter::once(0..samples).collect(), taps: 0..assignment.spec.layers + 1 }]
+        vec![Holding { samples: std::iter::once(0..samples).collect(), taps: 0..assignment.spec.tap_count() }]
     }
 
     async fn say(&self, message: FromNode) {

@@ -3,7 +3,7 @@
 import type { RunRequest } from '../protocol';
 
 /** Settings that have a field. */
-export type SettingKey = 'epochs' | 'reduction' | 'batch' | 'learning_rate' | 'warmup_steps' | 'seed' | 'exact_match_rows';
+export type SettingKey = 'epochs' | 'reduction' | 'tap_every' | 'batch' | 'learning_rate' | 'warmup_steps' | 'seed' | 'exact_match_rows';
 
 /** What stands in the fields. */
 export type SettingTexts = Partial<Record<SettingKey, string>>;
@@ -24,6 +24,7 @@ export const SETTINGS: readonly Setting[] = [
   { key: 'batch', label: 'Samples per step', placeholder: '16', step: '1', help: 'Shared out among the devices.', isWhole: true, min: 1 },
   { key: 'learning_rate', label: 'Learning rate', placeholder: '0.001', step: 'any', help: 'Its peak; it warms up and then falls to zero.', isWhole: false, min: 0 },
   { key: 'reduction', label: 'Reduction', placeholder: 'automatic', step: '1', help: 'How many times narrower the adapter is than the model.', isWhole: true, min: 1 },
+  { key: 'tap_every', label: 'Layers read', placeholder: '2', step: '1', help: 'Every so many-th of the model’s layers; fewer make epochs shorter.', isWhole: true, min: 1 },
   { key: 'warmup_steps', label: 'Warm-up steps', placeholder: 'a tenth of all', step: '1', help: 'Steps until the learning rate peaks.', isWhole: true, min: 0 },
   { key: 'exact_match_rows', label: 'Test questions', placeholder: 'automatic', step: '1', help: 'Held-out rows answered before and after; 0 for none.', isWhole: true, min: 0 },
   { key: 'seed', label: 'Seed', placeholder: '1', step: '1', help: 'The same seed repeats a run.', isWhole: true, min: 0 },

@@ -3,7 +3,7 @@
 use barycenter_core::cost::{Dimensions, cache_bytes, model_cost};
 use barycenter_core::planner::{FillWish, PlanOptions};
 use barycenter_protocol::NodeId;
-use barycenter_protocol::control::Measurements;
+use barycenter_protocol::control::{CacheType, Measurements};
 use barycenter_protocol::plan::{DeviceProfile, LinkProfile, ModelCost};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -30,12 +30,12 @@ pub fn instance(devices: u32, layers: u32, batch: u32, seed: u64) -> (ModelCost,
             links.push(LinkProfile { a, b, round_trip_millis: random.random_range(0.5..8.0), bytes_per_second: random.random_range(3e6..1.2e8) });
         }
     }
-    let dimensions = Dimensions { layers, width: 1024, heads: 16, kv_heads: 8, head_dim: 64, ffn_width: 2816, vocab: 32_000, reduction: 8, weight_bytes: 2, mean_tokens: 128, tied_head: true, gated: true };
+    let dimensions = Dimensions { layers, width: 1024, heads: 16, kv_heads: 8, head_dim: 64, ffn_width: 2816, vocab: 32_000, reduction: 8, weight_bytes: 2, mean_tokens: 128, tied_head: true, gated: true, tap_every: 1 };
     let options = PlanOptions {
         mean_tokens: 128.0,
         max_tokens: 256,
         mean_labels: 64.0,
-        cache_bytes: cache_bytes(layers, 1024, 128_000, 64_000),
+        cache_bytes: cache_bytes(CacheType::F16, layers + 1, 1024, 128_000, 64_000),
         fill: FillWish::Fastest,
         epochs: 3,
         steps_per_epoch: 1000 / batch,

@@ -20,7 +20,7 @@ pub(super) fn samples(spec: &RunSpec) -> u32 {
 
 /// All taps of a sample.
 pub(super) fn all_taps(spec: &RunSpec) -> u128 {
-    bits(&(0..spec.layers + 1))
+    bits(&(0..spec.tap_count()))
 }
 
 fn bits(taps: &Range<u32>) -> u128 {

@@ -191,8 +191,13 @@ impl<'a> Costs<'a> {
 
     /// Cache bytes that one slot of a stage with layers `from .. to` writes while filling: one row per tap, the embedding's too.
     pub fn cache_slot_bytes(&self, from: usize, to: usize) -> u64 {
-        let taps = (to - from + usize::from(from == 0)) as u64;
-        (self.options.cache_bytes.saturating_mul(taps) / (self.layers() as u64 + 1)).div_ceil(u64::from(self.batch)).max(1)
+        let all = u64::from(self.taps(0, self.layers())).max(1);
+        (self.options.cache_bytes.saturating_mul(u64::from(self.taps(from, to))) / all).div_ceil(u64::from(self.batch)).max(1)
+    }
+
+    /// Taps that layers `from .. to` give, the embedding's too.
+    pub fn taps(&self, from: usize, to: usize) -> u32 {
+        self.prefix[to].taps - self.prefix[from].taps + if from == 0 { self.model.embedding.taps } else { 0 }
     }
 
     /// Slots of the mini-batch whose activations a device has memory for in the train phase.
@@ -328,6 +333,7 @@ fn add(a: LayerCost, b: LayerCost) -> LayerCost {
         weight_bytes: a.weight_bytes + b.weight_bytes,
         adapter_parameters: a.adapter_parameters + b.adapter_parameters,
         activation_bytes: a.activation_bytes + b.activation_bytes,
+        taps: a.taps + b.taps,
     }
 }
 
@@ -339,5 +345,6 @@ fn sub(a: LayerCost, b: LayerCost) -> LayerCost {
         weight_bytes: a.weight_bytes - b.weight_bytes,
         adapter_parameters: a.adapter_parameters - b.adapter_parameters,
         activation_bytes: a.activation_bytes - b.activation_bytes,
+        taps: a.taps - b.taps,
     }
 }

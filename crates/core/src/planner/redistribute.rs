@@ -9,8 +9,8 @@ use barycenter_protocol::plan::FillMode;
 pub(super) fn moves(costs: &Costs, mode: FillMode, stages: &[StageChoice], train: &TrainChoice) -> Vec<(usize, usize, f64)> {
     let mut moves = Vec::new();
     for stage in stages {
-        let taps = stage.to - stage.from + usize::from(stage.from == 0);
-        let slot_bytes = costs.options.cache_bytes as f64 * taps as f64 / (costs.layers() + 1) as f64 / f64::from(costs.batch);
+        let part = f64::from(costs.taps(stage.from, stage.to)) / f64::from(costs.taps(0, costs.layers()).max(1));
+        let slot_bytes = costs.options.cache_bytes as f64 * part / f64::from(costs.batch);
         let mut first = 0;
         for &(holder, held) in &stage.members {
             let mut start = 0;

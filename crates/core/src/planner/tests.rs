@@ -8,7 +8,7 @@ use barycenter_protocol::plan::{DeviceProfile, LinkProfile};
 use proptest::prelude::*;
 
 fn dimensions() -> Dimensions {
-    Dimensions { layers: 6, width: 192, heads: 6, kv_heads: 6, head_dim: 32, ffn_width: 512, vocab: 2048, reduction: 8, weight_bytes: 4, mean_tokens: 32, tied_head: true, gated: true }
+    Dimensions { layers: 6, width: 192, heads: 6, kv_heads: 6, head_dim: 32, ffn_width: 512, vocab: 2048, reduction: 8, weight_bytes: 4, mean_tokens: 32, tied_head: true, gated: true, tap_every: 1 }
 }
 
 fn options() -> PlanOptions {

@@ -1,13 +1,12 @@
 //! Getting ready for a generation: tokens, weights, adapter state.
 
-use super::{CACHE_FORMAT, Generation, JobError, Progress, Worker, no_generation};
+use super::{CACHE_FORMAT, Generation, JobError, Progress, Worker, cache_dtype, no_generation, side_config};
 use crate::cache::ActivationCache;
 use crate::meter::MemoryPhase;
 use crate::weights::{PIECE_BYTES, WeightStore};
 use barycenter_core::io::StagePart;
 use barycenter_engine::optim::AdamWConfig;
 use barycenter_engine::packed::Sequence;
-use barycenter_engine::side::SideConfig;
 use barycenter_engine::stage::StageRuntime;
 use barycenter_model::names::Parts;
 use barycenter_model::{Manifest, ManifestTensor, MemoryTensors, ModelConfig, TensorEntry, hash_bytes};
@@ -61,10 +60,11 @@ impl Worker {
             None => Parts::head_only(),
         };
         runtime.load_backbone(&mut model.weights, &parts)?;
+        runtime.cache_as(cache_dtype(spec), &side_config(spec));
         let backbone_bytes = if backbone_layers.is_some() { model.manifest.bytes_of(&config, &parts)? } else { 0 };
         self.meter.update(|c| c.backbone_bytes = backbone_bytes);
         if let Some(side_layers) = side_layers {
-            let side_config = SideConfig::new(spec.reduction as usize, config.layers);
+            let side_config = side_config(spec);
             let optimiser = AdamWConfig { weight_decay: spec.weight_decay as f32, ..AdamWConfig::default() };
             match assignment.checkpoint {
                 Some(checkpoint) => {
@@ -153,7 +153,9 @@ impl Worker {
     }
 
     async fn open_cache(&mut self, spec: &RunSpec) -> Result<(), JobError> {
-        let key = hash_bytes(format!("{}\n{}\n{CACHE_FORMAT}", spec.model_hash, spec.dataset_hash).as_bytes())[..32].to_owned();
+        let taps: Vec<String> = spec.tapped().map(|tap| tap.to_string()).collect();
+        let form = format!("{}\n{}\n{CACHE_FORMAT}\n{:?}\n{}", spec.model_hash, spec.dataset_hash, spec.cache, taps.join(","));
+        let key = hash_bytes(form.as_bytes())[..32].to_owned();
         if self.cache.as_ref().is_some_and(|(open, _)| *open == key) {
             return Ok(());
         }

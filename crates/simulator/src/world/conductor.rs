@@ -131,8 +131,8 @@ impl Conductor {
     fn transfers(&self) -> BTreeMap<NodeId, (Vec<CacheSend>, u64)> {
         let order = SampleOrder::of(&self.spec);
         let mut result: BTreeMap<NodeId, (Vec<CacheSend>, u64)> = BTreeMap::new();
-        for (index, stage) in self.plan.stages.iter().enumerate() {
-            let taps = if index == 0 { 0..stage.layers.end + 1 } else { stage.layers.start + 1..stage.layers.end + 1 };
+        for stage in &self.plan.stages {
+            let taps = self.spec.taps_of(&stage.layers);
             for (member, owner) in stage.members.iter().flat_map(|m| self.plan.train.iter().map(move |o| (m, o))).filter(|(m, o)| m.node != o.node) {
                 let common = member.slots.start.max(owner.slots.start)..member.slots.end.min(owner.slots.end);
                 let samples: Vec<SampleId> = if common.is_empty() { Vec::new() } else { order.train_samples_of(&common) };

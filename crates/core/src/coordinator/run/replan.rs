@@ -231,7 +231,7 @@ impl Run {
         } else {
             let spec = &self.start.spec;
             let nodes = self.holdings.iter().filter(|(n, _)| ctx.swarm.members.contains_key(n)).map(|(n, held)| (*n, held)).collect();
-            let entry_bytes = 2.0 * self.start.plan.mean_tokens * f64::from(self.start.cost.width);
+            let entry_bytes = self.start.plan.mean_tokens * spec.cache.token_bytes(self.start.cost.width) as f64;
             let transfers = cache::transfers(spec, next, &self.order, &nodes);
             transfers.iter().map(|(node, (_, expect))| *expect as f64 * entry_bytes / bytes_per_second(*node)).fold(0.0, f64::max)
         };
