@@ -203,7 +203,7 @@ async function answer(request, response) {
     paused = null;
     return json({ scenario });
   }
-  if (path === '/api/version') return json({ protocol: { major: scenario === 'newer' ? 2 : 1, minor: 0 }, server: 'mock' });
+  if (path === '/api/version') return json({ protocol: { major: scenario === 'newer' ? 2 : 1, minor: 1 }, server: 'mock' });
   if (path.startsWith('/api/')) {
     if (request.headers.authorization !== `Bearer ${TOKEN}`) return refuse(401, 'the invitation is not known');
     const body = request.method === 'POST' ? await read(request) : '';
