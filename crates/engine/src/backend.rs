@@ -66,6 +66,10 @@ pub enum BackendError {
 pub trait Backend {
     /// What this is.
     fn info(&self) -> &BackendInfo;
+    /// Whether linear layers whose weights are blocks of integers ask for [`Op::MatMulRounded`] in the forward pass.
+    fn rounds_activations(&self) -> bool {
+        false
+    }
     /// A buffer of at least `words` 32-bit words (never 0: at least 1 is given).
     fn allocate(&self, words: usize) -> BufferId;
     /// Gives a buffer back for reuse.

@@ -8,9 +8,11 @@ mod blocks;
 mod elementwise;
 #[cfg(any(target_arch = "wasm32", test))]
 mod gemm_wasm;
+mod integer;
 mod matmul;
 mod norm;
 mod rows;
+mod shared;
 pub(crate) mod simd;
 mod slab;
 mod softmax;
@@ -39,13 +41,21 @@ pub fn compute_on_this_thread() {
 pub struct CpuBackend {
     info: BackendInfo,
     slab: RefCell<Slab>,
+    rounds_activations: bool,
 }
 
 impl CpuBackend {
     /// A back end without buffers; `reason` says in one sentence why the processor was chosen.
     pub fn new(reason: impl Into<String>) -> Self {
         let info = BackendInfo { kind: BackendKind::Cpu, description: simd::describe(), reason: reason.into() };
-        Self { info, slab: RefCell::default() }
+        Self { info, slab: RefCell::default(), rounds_activations: false }
+    }
+
+    /// The same, with products through frozen weights of integers computed in integers: activations are rounded to 8 bits.
+    pub fn rounding_activations(mut self) -> Self {
+        self.rounds_activations = true;
+        self.info.description = format!("{}, 8-bit activations by {}", self.info.description, integer::describe());
+        self
     }
 }
 
@@ -58,6 +68,10 @@ impl Default for CpuBackend {
 impl Backend for CpuBackend {
     fn info(&self) -> &BackendInfo {
         &self.info
+    }
+
+    fn rounds_activations(&self) -> bool {
+        self.rounds_activations
     }
 
     fn allocate(&self, words: usize) -> BufferId {
@@ -102,6 +116,12 @@ fn execute(slab: &mut Slab, op: &Op) {
             slab.write(c, shape.m * shape.n, |s, c| {
                 let a = s.f32(a, shape.m * shape.k);
                 matmul::matmul(a, s.packed(b, b_dtype, shape.k * shape.n), c, shape);
+            });
+        }
+        Op::MatMulRounded { a, b, c, m, n: cols, k, b_dtype } => {
+            let (m, cols, k) = (n(m), n(cols), n(k));
+            slab.write(c, m * cols, |s, c| {
+                integer::product(s.f32(a, m * k), s.packed(b, b_dtype, k * cols), c, (m, cols, k), false);
             });
         }
         Op::AddBias { y, bias, rows, cols } => {
