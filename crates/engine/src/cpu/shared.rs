@@ -60,4 +60,11 @@ impl Part<'_> {
         // SAFETY: row and columns are the part's own, which is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.stride + columns.start), columns.len()) }
     }
+    /// The first of some columns of some rows, and the elements from a row to the next.
+    #[inline(always)]
+    pub fn rows_from(&mut self, row: usize, count: usize, columns: Range<usize>) -> (*mut f32, usize) {
+        assert!(row + count <= self.rows && columns.start <= columns.end && self.columns.start <= columns.start && columns.end <= self.columns.end);
+        // SAFETY: row and columns are the part's own.
+        (unsafe { self.values.add(row * self.stride + columns.start) }, self.stride)
+    }
 }

@@ -4,6 +4,7 @@ use super::super::blocks::BLOCK;
 use super::super::shared::Part;
 use super::panel::Panel;
 use super::rounded::Rounded;
+use std::hint::black_box;
 
 /// How a processor multiplies integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(super) enum Form {
 
 impl Form {
     /// All that this processor has, the best first.
+    #[cfg(test)]
     pub fn available() -> Vec<Form> {
         let mut forms = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -138,58 +140,106 @@ pub(super) trait Lanes {
     unsafe fn store(sums: Self::Floats, to: *mut f32);
 }
 
-/// All rows of the panel's columns: tiles of four rows, or six where `L` has many registers, by `VECTORS`.
+/// All rows of the panel's columns, in tiles of six rows (where the vectors are wide and many) or four, by `VECTORS`.
 #[inline(always)]
 pub(super) unsafe fn all_rows<L: Lanes, const VECTORS: usize, const WIDE: usize>(rows: &Rounded, panel: &Panel, c: &mut Part<'_>, adds: bool) {
     const { assert!(VECTORS * L::COUNT == WIDE) };
-    let (blocks, stride) = (panel.blocks.len(), rows.stride());
+    let (blocks, stride, tall) = (panel.blocks.len(), rows.stride(), if WIDE >= 32 { 6 } else { 4 });
     assert!(rows.per_word == L::PER_WORD && panel.blocks.end <= rows.blocks && c.rows == rows.rows, "the rows are rounded for this form");
     assert!(rows.words.len() >= rows.rows * stride && rows.scales.len() >= rows.rows * rows.blocks && rows.offsets.len() >= rows.rows * rows.blocks);
     assert!(panel.words.len() >= blocks * (BLOCK / L::PER_WORD) * WIDE && panel.scales.len() >= blocks * WIDE && panel.columns.len() <= WIDE);
-    let mut row = 0;
-    while row < rows.rows {
-        // SAFETY: the assertions above bound what tiles of rows that are there read.
-        unsafe {
-            row += match rows.rows - row {
-                1 => tile::<L, 1, VECTORS, WIDE>(rows, row, panel, c, adds),
-                2 => tile::<L, 2, VECTORS, WIDE>(rows, row, panel, c, adds),
-                3 => tile::<L, 3, VECTORS, WIDE>(rows, row, panel, c, adds),
-                5 if WIDE >= 32 => tile::<L, 5, VECTORS, WIDE>(rows, row, panel, c, adds),
-                4 | 5 => tile::<L, 4, VECTORS, WIDE>(rows, row, panel, c, adds),
-                _ if WIDE >= 32 => tile::<L, 6, VECTORS, WIDE>(rows, row, panel, c, adds),
-                _ => tile::<L, 4, VECTORS, WIDE>(rows, row, panel, c, adds),
-            };
+    for row in (0..rows.rows).step_by(tall) {
+        let count = tall.min(rows.rows - row);
+        if panel.columns.len() == WIDE {
+            let (to, c_stride) = c.rows_from(row, count, panel.columns.clone());
+            // SAFETY: the assertions above bound what tiles of rows that are there read, and `rows_from` what they write.
+            unsafe { of_height::<L, VECTORS, WIDE>(count, Operands::new::<L>(rows, row, panel), to, c_stride, adds) };
+            continue;
+        }
+        let mut whole = [[0f32; WIDE]; 6];
+        for (index, whole) in whole[..count].iter_mut().enumerate() {
+            whole[..panel.columns.len()].copy_from_slice(c.row(row + index, panel.columns.clone()));
+        }
+        // SAFETY: likewise; there are whole rows.
+        unsafe { of_height::<L, VECTORS, WIDE>(count, Operands::new::<L>(rows, row, panel), whole.as_mut_ptr().cast(), WIDE, adds) };
+        for (index, whole) in whole[..count].iter().enumerate() {
+            c.row(row + index, panel.columns.clone()).copy_from_slice(&whole[..panel.columns.len()]);
         }
     }
 }
 
-/// `TALL` rows from `row` on; returns how many they are.
+/// What a tile reads, from its first row and the panel's first block on.
+#[derive(Clone, Copy)]
+struct Operands {
+    left: *const u32,
+    scales: *const f32,
+    offsets: *const i32,
+    /// Words, and blocks, from one row to the next.
+    stride: usize,
+    row_blocks: usize,
+    right: *const u32,
+    right_scales: *const f32,
+    blocks: usize,
+    /// Words of a block. Not known when compiled, on purpose: a loop written out eight times would not keep its sums in registers.
+    steps: usize,
+}
+
+impl Operands {
+    #[inline(always)]
+    unsafe fn new<L: Lanes>(rows: &Rounded, row: usize, panel: &Panel) -> Self {
+        let (steps, stride, first) = (BLOCK / L::PER_WORD, rows.stride(), panel.blocks.start);
+        // SAFETY: the caller has checked that row and blocks are there.
+        let (left, scales, offsets) = unsafe {
+            let block = row * rows.blocks + first;
+            (rows.words.as_ptr().add(row * stride + first * steps), rows.scales.as_ptr().add(block), rows.offsets.as_ptr().add(block))
+        };
+        let (right, right_scales) = (panel.words.as_ptr(), panel.scales.as_ptr());
+        Self { left, scales, offsets, stride, row_blocks: rows.blocks, right, right_scales, blocks: panel.blocks.len(), steps: black_box(steps) }
+    }
+}
+
 #[inline(always)]
-unsafe fn tile<L: Lanes, const TALL: usize, const VECTORS: usize, const WIDE: usize>(rows: &Rounded, row: usize, panel: &Panel, c: &mut Part<'_>, adds: bool) -> usize {
-    let steps = BLOCK / L::PER_WORD;
-    let (stride, row_blocks, first) = (rows.stride(), rows.blocks, panel.blocks.start);
-    let mut values = [[0f32; WIDE]; TALL];
-    // SAFETY: `all_rows` has checked rows and panel against what is read here.
+unsafe fn of_height<L: Lanes, const VECTORS: usize, const WIDE: usize>(tall: usize, from: Operands, c: *mut f32, c_stride: usize, adds: bool) {
+    // SAFETY: as the caller's.
     unsafe {
-        let left = rows.words.as_ptr().add(row * stride + first * steps);
-        let scales = rows.scales.as_ptr().add(row * row_blocks + first);
-        let offsets = rows.offsets.as_ptr().add(row * row_blocks + first);
+        match tall {
+            1 => tile::<L, 1, VECTORS, WIDE>(from, c, c_stride, adds),
+            2 => tile::<L, 2, VECTORS, WIDE>(from, c, c_stride, adds),
+            3 => tile::<L, 3, VECTORS, WIDE>(from, c, c_stride, adds),
+            5 if WIDE >= 32 => tile::<L, 5, VECTORS, WIDE>(from, c, c_stride, adds),
+            6 if WIDE >= 32 => tile::<L, 6, VECTORS, WIDE>(from, c, c_stride, adds),
+            _ => tile::<L, 4, VECTORS, WIDE>(from, c, c_stride, adds),
+        }
+    }
+}
+
+/// `TALL` rows of the result, `c_stride` apart.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const TALL: usize, const VECTORS: usize, const WIDE: usize>(from: Operands, c: *mut f32, c_stride: usize, adds: bool) {
+    // SAFETY: `all_rows` has checked what is read and written here.
+    unsafe {
         let mut sums = [[L::zero(); VECTORS]; TALL];
-        for block in 0..panel.blocks.len() {
+        if adds {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (vector, sums) in sums.iter_mut().enumerate() {
+                    *sums = L::load_floats(c.add(row * c_stride + vector * L::COUNT));
+                }
+            }
+        }
+        for block in 0..from.blocks {
             let mut integers = [[L::start(0); VECTORS]; TALL];
             if L::PER_WORD == 4 {
                 for (row, integers) in integers.iter_mut().enumerate() {
-                    *integers = [L::start(*offsets.add(row * row_blocks + block)); VECTORS];
+                    *integers = [L::start(*from.offsets.add(row * from.row_blocks + block)); VECTORS];
                 }
             }
-            for step in 0..steps {
-                let at = panel.words.as_ptr().add((block * steps + step) * WIDE);
+            for step in block * from.steps..(block + 1) * from.steps {
                 let mut right = [L::start(0); VECTORS];
                 for (vector, right) in right.iter_mut().enumerate() {
-                    *right = L::load(at.add(vector * L::COUNT));
+                    *right = L::load(from.right.add(step * WIDE + vector * L::COUNT));
                 }
                 for (row, integers) in integers.iter_mut().enumerate() {
-                    let left = L::splat(*left.add(row * stride + block * steps + step));
+                    let left = L::splat(*from.left.add(row * from.stride + step));
                     for (integers, right) in integers.iter_mut().zip(&right) {
                         *integers = L::add_products(*integers, *right, left);
                     }
@@ -197,30 +247,21 @@ unsafe fn tile<L: Lanes, const TALL: usize, const VECTORS: usize, const WIDE: us
             }
             let mut right = [L::zero(); VECTORS];
             for (vector, right) in right.iter_mut().enumerate() {
-                *right = L::load_floats(panel.scales.as_ptr().add(block * WIDE + vector * L::COUNT));
+                *right = L::load_floats(from.right_scales.add(block * WIDE + vector * L::COUNT));
             }
             for (row, (sums, integers)) in sums.iter_mut().zip(&integers).enumerate() {
-                let scale = *scales.add(row * row_blocks + block);
+                let scale = *from.scales.add(row * from.row_blocks + block);
                 for ((sum, integers), right) in sums.iter_mut().zip(integers).zip(&right) {
                     *sum = L::add_scaled(*sum, *integers, *right, scale);
                 }
             }
         }
-        for (values, sums) in values.iter_mut().zip(&sums) {
+        for (row, sums) in sums.iter().enumerate() {
             for (vector, sums) in sums.iter().enumerate() {
-                L::store(*sums, values.as_mut_ptr().add(vector * L::COUNT));
+                L::store(*sums, c.add(row * c_stride + vector * L::COUNT));
             }
         }
     }
-    for (index, values) in values.iter().enumerate() {
-        let c = c.row(row + index, panel.columns.clone());
-        match (adds, <&mut [f32; WIDE]>::try_from(&mut *c)) {
-            (false, Ok(c)) => *c = *values,
-            (false, Err(_)) => c.copy_from_slice(&values[..c.len()]),
-            (true, _) => c.iter_mut().zip(values).for_each(|(c, x)| *c += x),
-        }
-    }
-    TALL
 }
 
 /// Plain loops over eight lanes.
