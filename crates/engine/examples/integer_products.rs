@@ -2,6 +2,7 @@
 //! --example integer_products`; threads by RAYON_NUM_THREADS.
 
 use barycenter_engine::backbone::upload;
+use barycenter_engine::cpu::integer_products;
 use barycenter_engine::op::{Layout, Op};
 use barycenter_engine::{CpuBackend, Device, Tensor};
 use barycenter_model::{RawTensor, TensorDtype};
@@ -16,8 +17,8 @@ const SIZES: [(usize, usize, usize); 9] = [
 const ROUNDS: usize = 9;
 
 fn main() {
-    let device: Device = Rc::new(CpuBackend::default().rounding_activations());
-    println!("{}", device.info().description);
+    let device: Device = Rc::new(CpuBackend::default());
+    println!("{}; integers by {}", device.info().description, integer_products());
     println!("{:>22} {:>9} {:>9} {:>9} {:>9} {:>9}   (medians of {ROUNDS} in turns, GFLOP/s)", "size", "f32", "int8→f32", "int8·int8", "int4·int8", "to f32");
     for (m, n, k) in SIZES {
         let value = |i: usize| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0;

@@ -66,7 +66,12 @@ pub enum BackendError {
 pub trait Backend {
     /// What this is.
     fn info(&self) -> &BackendInfo;
-    /// Whether linear layers whose weights are blocks of integers ask for [`Op::MatMulRounded`] in the forward pass.
+    /// Asks for [`Op::MatMulRounded`] in the forward pass of linear layers whose weights are blocks of integers, from now on;
+    /// answers whether the back end has it.
+    fn round_activations(&self, _wanted: bool) -> bool {
+        false
+    }
+    /// Whether that was asked for, and is there.
     fn rounds_activations(&self) -> bool {
         false
     }

@@ -23,7 +23,7 @@ use crate::backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse}
 use crate::op::{BufferId, Op};
 use futures::future::LocalBoxFuture;
 use slab::Slab;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Makes the calling thread one of those that compute, instead of one that hands every operation over and sleeps.
 ///
@@ -37,25 +37,23 @@ pub fn compute_on_this_thread() {
     }
 }
 
+/// What multiplies where activations are rounded to integers, for people: `AVX-512 VNNI`, say.
+pub fn integer_products() -> &'static str {
+    integer::describe()
+}
+
 /// Executes operations on the processor, in the order given, as soon as they are given.
 pub struct CpuBackend {
     info: BackendInfo,
     slab: RefCell<Slab>,
-    rounds_activations: bool,
+    rounds_activations: Cell<bool>,
 }
 
 impl CpuBackend {
     /// A back end without buffers; `reason` says in one sentence why the processor was chosen.
     pub fn new(reason: impl Into<String>) -> Self {
         let info = BackendInfo { kind: BackendKind::Cpu, description: simd::describe(), reason: reason.into() };
-        Self { info, slab: RefCell::default(), rounds_activations: false }
-    }
-
-    /// The same, with products through frozen weights of integers computed in integers: activations are rounded to 8 bits.
-    pub fn rounding_activations(mut self) -> Self {
-        self.rounds_activations = true;
-        self.info.description = format!("{}, 8-bit activations by {}", self.info.description, integer::describe());
-        self
+        Self { info, slab: RefCell::default(), rounds_activations: Cell::new(false) }
     }
 }
 
@@ -70,8 +68,13 @@ impl Backend for CpuBackend {
         &self.info
     }
 
+    fn round_activations(&self, wanted: bool) -> bool {
+        self.rounds_activations.set(wanted);
+        true
+    }
+
     fn rounds_activations(&self) -> bool {
-        self.rounds_activations
+        self.rounds_activations.get()
     }
 
     fn allocate(&self, words: usize) -> BufferId {
