@@ -3,7 +3,7 @@
     python bench/peers/torch_steps.py lora --shape smollm2-135m --batch 16 --sequence 128 --labels 2 --steps 2
 
 Methods: `lora` (peft, rank 8 on query and value projections), `adapters` (bottleneck blocks behind both sub-layers, width / 8),
-`full`. Random weights, f32. Called by bench/peers.py, which runs it beside `barycenter bench`; the sizes and the tokens are twins
+`full`. Random weights, f32 unless `--bf16`. Called by bench/peers.py, which runs it beside `barycenter bench`; the sizes and the tokens are twins
 of crates/engine/src/bench/shapes.rs and steps.rs.
 
 With `--head all` the loss is the one of `transformers`, whose logits stand at every position; with `--head labelled` the head is
@@ -81,6 +81,7 @@ def main():
     parser.add_argument("--labels", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed, after one that is not")
     parser.add_argument("--head", choices=["all", "labelled"], default="labelled")
+    parser.add_argument("--bf16", action="store_true", help="the model in bfloat16; what peft trains stays f32")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
 
@@ -90,6 +91,8 @@ def main():
     import_bytes = peak_rss_bytes()
 
     model, targets = build(transformers, options.shape)
+    if options.bf16:
+        model = model.to(torch.bfloat16)
     seq2seq = model.config.is_encoder_decoder
     model.config.use_cache = False
     if options.method == "lora":

@@ -2,7 +2,7 @@
 
 mod tables;
 
-use crate::model::WeightFormat;
+use crate::model::{ActivationFormat, WeightFormat};
 use crate::train::{self, Job, write_json};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::bench::{KernelRate, Load, Method, Outcome, SHAPES, Shape, kernel_rates, measure};
@@ -102,6 +102,9 @@ struct DeviceOptions {
     /// Number format of the frozen weights (keep: f32).
     #[arg(long, default_value = "keep")]
     weights: WeightFormat,
+    /// In which numbers activations meet the frozen weights (int8: with --weights int8 or int4).
+    #[arg(long, default_value = "f32")]
+    activations: ActivationFormat,
     /// Methods that need more gigabytes than this are left out.
     #[arg(long, default_value_t = 6.0)]
     memory: f64,
@@ -129,6 +132,7 @@ async fn figures(options: &DeviceOptions) -> Result<()> {
     ensure!(options.memory.is_finite() && options.memory > 0.0, "--memory must be a number of gigabytes above 0");
     let device = create_backend(options.device.into()).await?;
     println!("{}: {}", device.info().description, device.info().reason);
+    options.activations.set(&device)?;
     let kernels = if options.part == Part::Methods { Value::Null } else { kernels(options, &device, &shapes[0]).await? };
     let mut models = Vec::new();
     if options.part != Part::Kernels {

@@ -1,7 +1,7 @@
 //! `barycenter verify`.
 
 use crate::backend::create_backend;
-use crate::model::WeightFormat;
+use crate::model::{ActivationFormat, WeightFormat};
 use anyhow::Result;
 use barycenter_engine::verify::{PARTS, verify_as};
 use std::path::PathBuf;
@@ -24,6 +24,9 @@ pub struct Options {
     /// tolerance unless one is given.
     #[arg(long, default_value = "keep")]
     weights: WeightFormat,
+    /// In which numbers activations meet frozen int8 and int4 weights in the forward pass; int8 is faster, on the CPU.
+    #[arg(long, default_value = "f32")]
+    activations: ActivationFormat,
     /// Largest relative error that passes (default: 1e-4 for golden, 1e-3 for the training runs).
     #[arg(long)]
     tolerance: Option<f64>,
@@ -34,6 +37,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let report = pollster::block_on(async {
         let device = create_backend(options.device.into()).await?;
         println!("{} on {}", options.folder.display(), device.info().description);
+        options.activations.set(&device)?;
         let report = verify_as(&device, &options.folder, options.weights.into()).await?;
         println!("weights {:?}: {:.1} MB; peak memory {:.1} MB", options.weights, report.weight_bytes as f64 / 1e6, device.memory().peak_bytes as f64 / 1e6);
         anyhow::Ok(report)

@@ -2,12 +2,15 @@
 
 use barycenter_engine::gpu::{GpuBackend, Tile, Tuning};
 use barycenter_engine::op::{Dtype, Layout, Op, Slice};
-use barycenter_engine::{Backend, BackendChoice, BackendError, CpuBackend};
+use barycenter_engine::{Backend, BackendChoice, BackendError, BackendKind, CpuBackend};
 use wasm_bindgen::prelude::{JsError, JsValue, wasm_bindgen};
 
 /// Rows, columns, depth: one row, odd, quads, whole tiles, and more than one block of each kind.
 const SIZES: [(usize, usize, usize); 7] =
     [(1, 5, 7), (3, 37, 72), (33, 31, 17), (36, 40, 44), (64, 64, 64), (70, 517, 20), (130, 66, 261)];
+
+/// Of products through weights of integers, whose rows are whole blocks: few rows, odd, and more than one panel of each kind.
+const ROUNDED_SIZES: [(usize, usize, usize); 5] = [(1, 5, 32), (3, 37, 96), (17, 8, 64), (33, 31, 160), (90, 70, 672)];
 
 /// Multiplies whole numbers, whose products and sums are exact, in every layout, on the CPU or (`"gpu"`) in every form that
 /// WebGPU has: the largest difference from a plain loop, which has to be 0.
@@ -42,7 +45,34 @@ async fn error_on(backend: &dyn Backend) -> Result<f64, BackendError> {
             }
         }
     }
+    if backend.info().kind == BackendKind::Cpu {
+        for sizes in ROUNDED_SIZES {
+            largest = worse(largest, rounded_error_of(backend, sizes).await?);
+        }
+    }
     Ok(largest)
+}
+
+/// The largest difference of one product of rounded activations, where rounding changes nothing: whole numbers with 127 as the
+/// largest of each block.
+async fn rounded_error_of(backend: &dyn Backend, (m, n, k): (usize, usize, usize)) -> Result<f64, BackendError> {
+    let a: Vec<f32> = values(m * k, 1).iter().enumerate().map(|(at, x)| if at % 32 == 7 { 127.0 } else { 15.0 * x }).collect();
+    // Integers of 8 bits; pairs of blocks of 32 with their scales behind them, 0.5 as f16 twice.
+    let integers: Vec<i8> = values((n * k).next_multiple_of(64), 2).iter().map(|x| (16.0 * x).clamp(-128.0, 127.0) as i8).collect();
+    let word = |bytes: &[i8]| bytes.iter().rev().fold(0, |word, byte| (word << 8) | u32::from(*byte as u8));
+    let b: Vec<u32> = integers.chunks(64).flat_map(|pair| pair.chunks(4).map(word).chain([0x3800_3800])).collect();
+    let a_words: Vec<u32> = a.iter().map(|value| value.to_bits()).collect();
+    let [to_a, to_b, to_c] = [a_words.len(), b.len(), m * n].map(|len| Slice::from(backend.allocate(len)));
+    backend.write(to_a.buffer, 0, &a_words);
+    backend.write(to_b.buffer, 0, &b);
+    let [rows, cols, depth] = [m, n, k].map(|len| len as u32);
+    backend.run(Op::MatMulRounded { a: to_a, b: to_b, c: to_c, m: rows, n: cols, k: depth, b_dtype: Dtype::Q8 });
+    let got = backend.read(to_c.buffer, 0, m * n).await?;
+    [to_a, to_b, to_c].into_iter().for_each(|slice| backend.free(slice.buffer));
+    let want = |at: usize| (0..k).map(|d| a[at / n * k + d] * f32::from(integers[at % n * k + d])).sum::<f32>() * 0.5;
+    // The scale 127 / 127 is exact, and so is every sum.
+    let errors = got.iter().enumerate().map(|(at, got)| f64::from((f32::from_bits(*got) - want(at)).abs()));
+    Ok(errors.fold(0.0, worse))
 }
 
 /// The largest difference of one product, in the whole buffer that it is written to.

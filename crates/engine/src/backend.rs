@@ -66,6 +66,15 @@ pub enum BackendError {
 pub trait Backend {
     /// What this is.
     fn info(&self) -> &BackendInfo;
+    /// Asks for [`Op::MatMulRounded`] in the forward pass of linear layers whose weights are blocks of integers, from now on;
+    /// answers whether the back end has it.
+    fn round_activations(&self, _wanted: bool) -> bool {
+        false
+    }
+    /// Whether that was asked for, and is there.
+    fn rounds_activations(&self) -> bool {
+        false
+    }
     /// A buffer of at least `words` 32-bit words (never 0: at least 1 is given).
     fn allocate(&self, words: usize) -> BufferId;
     /// Gives a buffer back for reuse.

@@ -35,13 +35,15 @@ impl CacheDtype {
 
     /// Encodes rows (`values`: tokens · width) and, for the last tap, `rho` of the labelled positions (else empty).
     pub fn encode(self, values: &[f32], width: usize, rho: &[f32]) -> Vec<u8> {
+        // Numbers are little-endian wherever this runs, as entries are.
+        const { assert!(cfg!(target_endian = "little")) };
         let mut bytes = Vec::with_capacity(self.len_bytes(values.len() / width.max(1), width, rho.len()));
         match self {
-            Self::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Self::F32 => bytes.extend_from_slice(bytemuck::cast_slice(values)),
             Self::F16 => {
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(values);
-                bytes.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+                bytes.extend_from_slice(bytemuck::cast_slice(&halves));
             }
             Self::Int8 => {
                 let mut scales = Vec::with_capacity(2 * values.len() / width.max(1));
@@ -49,7 +51,7 @@ impl CacheDtype {
                     let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
                     let scale = f16::from_f32(largest / INT8_MAX);
                     let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-                    bytes.extend(row.iter().map(|value| (value * inverse).round().clamp(-INT8_MAX, INT8_MAX) as i8 as u8));
+                    bytes.extend(row.iter().map(|value| nearest_integer((value * inverse).clamp(-INT8_MAX, INT8_MAX))));
                     scales.extend(scale.to_le_bytes());
                 }
                 bytes.extend(scales);
@@ -68,8 +70,6 @@ impl CacheDtype {
         (tokens, width): (usize, usize),
         entries: impl IntoIterator<Item = (Option<&'a [u8]>, Range<usize>, usize)>,
     ) -> Option<(Tensor, Vec<f32>)> {
-        // Words and numbers are little-endian on every platform WebGPU runs on, as entries are.
-        const { assert!(cfg!(target_endian = "little")) };
         let bytes_each = if self == Self::F32 { 4 } else { 2 };
         // Packed halves come in pairs.
         let mut words = vec![0u32; (tokens * width * bytes_each).div_ceil(4)];
@@ -98,6 +98,12 @@ impl CacheDtype {
 
 /// Largest integer of [`CacheDtype::Int8`].
 const INT8_MAX: f32 = 127.0;
+
+/// The bits of the nearest 8-bit integer, halves to even: added to 1.5 · 2²³ a value stands in the lowest bits of the sum, which
+/// vectorises where `round` would call a function.
+fn nearest_integer(value: f32) -> u8 {
+    (value + 12_582_912.0).to_bits() as u8
+}
 
 /// Rows of integers and their scales, as halves.
 fn widen(stored: &[u8], width: usize, target: &mut [u8]) {
@@ -140,6 +146,9 @@ mod tests {
             }
             assert!(dtype.restore(&device, (3, 4), [(Some(&bytes[1..]), 0..3, 2)]).is_none());
             assert!(dtype.restore(&device, (3, 4), [(None, 0..3, 2)]).is_none());
+        }
+        for (value, integer) in [(0.0, 0i8), (0.5, 0), (1.5, 2), (-0.6, -1), (126.5, 126), (-127.0, -127), (127.0, 127)] {
+            assert_eq!(nearest_integer(value) as i8, integer, "{value}");
         }
         let zeros = CacheDtype::Int8.encode(&[0.0; 4], 2, &[]);
         assert_eq!(zeros, [0; 8], "a row of zeros has no scale");

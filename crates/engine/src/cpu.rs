@@ -8,9 +8,11 @@ mod blocks;
 mod elementwise;
 #[cfg(any(target_arch = "wasm32", test))]
 mod gemm_wasm;
+mod integer;
 mod matmul;
 mod norm;
 mod rows;
+mod shared;
 pub(crate) mod simd;
 mod slab;
 mod softmax;
@@ -21,7 +23,7 @@ use crate::backend::{Backend, BackendError, BackendInfo, BackendKind, MemoryUse}
 use crate::op::{BufferId, Op};
 use futures::future::LocalBoxFuture;
 use slab::Slab;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Makes the calling thread one of those that compute, instead of one that hands every operation over and sleeps.
 ///
@@ -35,17 +37,23 @@ pub fn compute_on_this_thread() {
     }
 }
 
+/// What multiplies where activations are rounded to integers, for people: `AVX-512 VNNI`, say.
+pub fn integer_products() -> &'static str {
+    integer::describe()
+}
+
 /// Executes operations on the processor, in the order given, as soon as they are given.
 pub struct CpuBackend {
     info: BackendInfo,
     slab: RefCell<Slab>,
+    rounds_activations: Cell<bool>,
 }
 
 impl CpuBackend {
     /// A back end without buffers; `reason` says in one sentence why the processor was chosen.
     pub fn new(reason: impl Into<String>) -> Self {
         let info = BackendInfo { kind: BackendKind::Cpu, description: simd::describe(), reason: reason.into() };
-        Self { info, slab: RefCell::default() }
+        Self { info, slab: RefCell::default(), rounds_activations: Cell::new(false) }
     }
 }
 
@@ -58,6 +66,15 @@ impl Default for CpuBackend {
 impl Backend for CpuBackend {
     fn info(&self) -> &BackendInfo {
         &self.info
+    }
+
+    fn round_activations(&self, wanted: bool) -> bool {
+        self.rounds_activations.set(wanted);
+        true
+    }
+
+    fn rounds_activations(&self) -> bool {
+        self.rounds_activations.get()
     }
 
     fn allocate(&self, words: usize) -> BufferId {
@@ -102,6 +119,12 @@ fn execute(slab: &mut Slab, op: &Op) {
             slab.write(c, shape.m * shape.n, |s, c| {
                 let a = s.f32(a, shape.m * shape.k);
                 matmul::matmul(a, s.packed(b, b_dtype, shape.k * shape.n), c, shape);
+            });
+        }
+        Op::MatMulRounded { a, b, c, m, n: cols, k, b_dtype } => {
+            let (m, cols, k) = (n(m), n(cols), n(k));
+            slab.write(c, m * cols, |s, c| {
+                integer::product(s.f32(a, m * k), s.packed(b, b_dtype, k * cols), c, (m, cols, k), false);
             });
         }
         Op::AddBias { y, bias, rows, cols } => {

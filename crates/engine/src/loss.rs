@@ -3,7 +3,7 @@
 use crate::backbone::Head;
 use crate::op::{Layout, Op};
 use crate::packed::MicroBatch;
-use crate::tape::{Tape, Var, product};
+use crate::tape::{Tape, Var, forward_product, product};
 use crate::tensor::{Device, Tensor};
 
 /// Logits of one chunk hold at most this many values (8 MiB).
@@ -154,7 +154,7 @@ struct Chunk<'a> {
 impl Chunk<'_> {
     fn logits(&self, device: &Device, x: &Tensor) -> Tensor {
         let logits = Tensor::empty(device, &[x.rows(), self.weight.rows()]);
-        product(x, &self.weight, &logits, x.cols(), Layout::Nt, false);
+        forward_product(x, &self.weight, &logits, x.cols());
         if let Some(bias) = &self.bias {
             let (rows, cols) = (logits.rows() as u32, logits.cols() as u32);
             logits.run(Op::AddBias { y: logits.slice(), bias: bias.slice(), rows, cols });

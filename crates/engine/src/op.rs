@@ -119,6 +119,10 @@ pub enum Op {
     Copy { src: Slice, dst: Slice, len: u32 },
     /// `c (+)= op(a) · op(b)`, shapes by [`Layout`]; only `b` may be packed, and only for `Nn` and `Nt`.
     MatMul { a: Slice, b: Slice, c: Slice, m: u32, n: u32, k: u32, layout: Layout, b_dtype: Dtype, accumulate: bool },
+    /// `c = round(a) · bᵀ`, a linear layer (see [`Layout::Nt`]) whose weight is in blocks of integers: the rows of `a` are
+    /// rounded to 8-bit integers in blocks of 32 (scale = max |a| / 127, to the nearest) and integers are multiplied. A back
+    /// end that has no such product may leave out the rounding.
+    MatMulRounded { a: Slice, b: Slice, c: Slice, m: u32, n: u32, k: u32, b_dtype: Dtype },
     /// `y[t,c] += bias[c]` in place.
     AddBias { y: Slice, bias: Slice, rows: u32, cols: u32 },
     /// `out[c] (+)= Σ_t x[t,c]`.

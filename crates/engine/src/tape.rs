@@ -7,7 +7,7 @@ mod ops;
 mod rows;
 
 pub use ops::AttentionContext;
-pub(crate) use ops::product;
+pub(crate) use ops::{forward_product, product};
 
 use crate::op::{Layout, Op};
 use crate::tensor::{Device, Tensor};

@@ -23,7 +23,7 @@ impl<'a> Blocks<'a> {
 
     /// Scale and bytes of a block of `BYTES` bytes.
     #[inline(always)]
-    fn block<const BYTES: usize>(&self, index: usize) -> (f32, &'a [u8; BYTES]) {
+    pub fn block<const BYTES: usize>(&self, index: usize) -> (f32, &'a [u8; BYTES]) {
         let (pair, odd) = ((self.first + index) / 2, (self.first + index) % 2);
         let words = &self.words[pair * (BYTES / 2 + 1)..][..BYTES / 2 + 1];
         let scale = f16_to_f32((words[BYTES / 2] >> (16 * odd)) as u16);

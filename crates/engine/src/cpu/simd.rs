@@ -29,6 +29,36 @@ macro_rules! kernel {
 }
 pub(crate) use kernel;
 
+/// [`kernel!`] whose body knows whether `x · y + z` is one instruction: `fn name[FUSED](…)`, and [`plus`] takes `FUSED`.
+macro_rules! fused_kernel {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident[$fused:ident]($($arg:ident : $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) {
+            #[inline(always)]
+            fn portable<const $fused: bool>($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn wide($($arg: $ty),*) {
+                    portable::<true>($($arg),*)
+                }
+                if $crate::cpu::simd::is_wide() {
+                    // SAFETY: the processor has AVX2 and FMA, as is_wide found.
+                    return unsafe { wide($($arg),*) };
+                }
+            }
+            portable::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    };
+}
+pub(crate) use fused_kernel;
+
+/// `x · y + z`, rounded once where `FUSED`.
+#[inline(always)]
+pub(crate) fn plus<const FUSED: bool>(x: f32, y: f32, z: f32) -> f32 {
+    if FUSED { x.mul_add(y, z) } else { x * y + z }
+}
+
 /// Whether the processor has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn is_wide() -> bool {

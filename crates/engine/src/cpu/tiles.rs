@@ -4,10 +4,10 @@
 //! whatever form it is stored, each thread widens and packs the columns it works on, a panel at a time. Work space belongs
 //! to the thread and is kept: a product allocates nothing.
 
+use super::shared::{Part, Shared, share_out};
 use super::simd;
 use super::slab::Packed;
 use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Values of one vector: AVX2, or two of NEON.
@@ -105,16 +105,6 @@ pub(super) fn product(a: Left<'_>, b: Right<'_>, c: &mut [f32], sizes: Sizes) {
         b => by_panels(a, b, &c, sizes),
     }
     SMALL_RIGHT.set((turned, padded));
-}
-
-/// `f` on pieces of `0..length`, one for each thread, cut at multiples of `step`.
-fn share_out(length: usize, step: usize, threads: usize, f: impl Fn(Range<usize>) + Sync + Send) {
-    let piece = length.div_ceil(threads).next_multiple_of(step);
-    if piece >= length {
-        return f(0..length);
-    }
-    let pieces = (0..length).step_by(piece).map(|start| start..length.min(start + piece));
-    simd::for_jobs(pieces.collect(), usize::MAX, f);
 }
 
 /// Rows of the result are shared out; all threads read the same right matrix: `k` rows, with the elements between them.
@@ -225,54 +215,6 @@ struct Rows<'a> {
     values: &'a [f32],
     stride: usize,
     columns: Range<usize>,
-}
-
-/// A result that several threads write, each rows or columns of its own.
-struct Shared<'a> {
-    values: *mut f32,
-    rows: usize,
-    stride: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: values are reached through `part` alone, whose callers keep threads apart.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    /// The last row may end where its last column is; whoever takes a part asks for columns that are there.
-    fn new(values: &'a mut [f32], rows: usize, stride: usize) -> Self {
-        Self { rows, values: values.as_mut_ptr(), stride, borrowed: PhantomData }
-    }
-
-    /// Some rows and columns.
-    ///
-    /// # Safety
-    /// While a part lives, no other thread writes the same elements.
-    unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Part<'_> {
-        assert!(rows.start <= rows.end && rows.end <= self.rows && columns.end <= self.stride, "the part lies in the result");
-        // SAFETY: the first row lies in the result.
-        let values = unsafe { self.values.add(rows.start * self.stride) };
-        Part { values, rows: rows.len(), columns, stride: self.stride, borrowed: PhantomData }
-    }
-}
-
-/// The part of a result that one thread writes.
-struct Part<'a> {
-    values: *mut f32,
-    rows: usize,
-    columns: Range<usize>,
-    stride: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-impl Part<'_> {
-    /// Some columns of a row.
-    #[inline(always)]
-    fn row(&mut self, row: usize, columns: Range<usize>) -> &mut [f32] {
-        assert!(row < self.rows && columns.start <= columns.end && self.columns.start <= columns.start && columns.end <= self.columns.end);
-        // SAFETY: row and columns are the part's own, which is borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.stride + columns.start), columns.len()) }
-    }
 }
 
 /// Adds the steps `inner` to all rows of `c`, in the columns of `right`, or starts their sums; `right` begins at the first

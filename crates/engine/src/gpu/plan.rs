@@ -74,6 +74,10 @@ pub fn plan(op: &Op, tuning: Tuning) -> Plan {
         Op::MatMul { a, b, c, m, n, k, layout, b_dtype, accumulate } => {
             matmul::plan(a, b, c, matmul::Shape { m, n, k, layout, b_dtype, accumulate }, tuning)
         }
+        // Activations are not rounded here.
+        Op::MatMulRounded { a, b, c, m, n, k, b_dtype } => {
+            matmul::plan(a, b, c, matmul::Shape { m, n, k, layout: crate::op::Layout::Nt, b_dtype, accumulate: false }, tuning)
+        }
         Op::AddBias { y, bias, rows, cols } => {
             elements("add_bias", vec![at(bias, cols), at(y, rows * cols)], rows * cols, &[cols])
         }

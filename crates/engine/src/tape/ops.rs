@@ -36,6 +36,22 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, c: &Tensor, inner: usize, layout: 
     });
 }
 
+/// `y = x · weightᵀ`, a forward pass: in integers where the weight is of integers and the back end was asked for that.
+pub(crate) fn forward_product(x: &Tensor, weight: &Tensor, y: &Tensor, inner: usize) {
+    if !(weight.dtype().is_blocks() && x.device().rounds_activations()) {
+        return product(x, weight, y, inner, Layout::Nt, false);
+    }
+    y.run(Op::MatMulRounded {
+        a: x.slice(),
+        b: weight.slice(),
+        c: y.slice(),
+        m: n(y.rows()),
+        n: n(y.cols()),
+        k: n(inner),
+        b_dtype: weight.dtype(),
+    });
+}
+
 impl Tape {
     /// `y = x · weightᵀ + bias`; x: `[rows, in]`, weight: `[out, in]`, or `[in, out]` where `transposed` (may be packed if
     /// it is not trained), bias: `[out]`.
@@ -47,7 +63,10 @@ impl Tape {
         };
         let (there, back) = if transposed { (Layout::Nn, Layout::Nt) } else { (Layout::Nt, Layout::Nn) };
         let y = Tensor::empty(&self.device, &[rows, wide]);
-        product(&x.value, &weight.value, &y, inner, there, false);
+        match there {
+            Layout::Nt => forward_product(&x.value, &weight.value, &y, inner),
+            there => product(&x.value, &weight.value, &y, inner, there, false),
+        }
         if let Some(bias) = bias {
             y.run(Op::AddBias { y: y.slice(), bias: bias.value.slice(), rows: n(rows), cols: n(wide) });
         }

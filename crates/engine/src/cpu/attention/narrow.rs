@@ -1,7 +1,7 @@
 //! Attention whose heads are a few values wide, as a side network's are: eight queries side by side in the lanes of a
 //! vector, keys one after the other. No sum goes across lanes but the keys' and values' gradients, once at the end.
 
-use super::super::simd::{exp, kernel, ln};
+use super::super::simd::{exp, fused_kernel, ln, plus};
 use super::short::{GradInputs, GradOutputs, Scratch, Segment};
 
 /// Queries side by side.
@@ -37,14 +37,14 @@ pub(super) fn attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutput
 
 macro_rules! of_width {
     ($width:literal, $attend:ident, $attend_grad:ident) => {
-        kernel! {
-            fn $attend(segment: Segment, inputs: (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
-                attend_width::<$width>(segment, inputs, out, lse, &mut scratch.lanes);
+        fused_kernel! {
+            fn $attend[FUSED](segment: Segment, inputs: (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+                attend_width::<$width, FUSED>(segment, inputs, out, lse, &mut scratch.lanes);
             }
         }
-        kernel! {
-            fn $attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
-                attend_grad_width::<$width>(segment, from, to, &mut scratch.lanes);
+        fused_kernel! {
+            fn $attend_grad[FUSED](segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
+                attend_grad_width::<$width, FUSED>(segment, from, to, &mut scratch.lanes);
             }
         }
     };
@@ -121,19 +121,31 @@ impl Block {
 
 /// Σ_d a[d] · row[d], in every lane.
 #[inline(always)]
-fn dot<const WIDTH: usize>(a: &[Lanes; WIDTH], row: &[f32]) -> Lanes {
+fn dot<const WIDTH: usize, const FUSED: bool>(a: &[Lanes; WIDTH], row: &[f32]) -> Lanes {
     let mut sum = [0f32; QUERIES];
     for d in 0..WIDTH {
-        add_times(&mut sum, &a[d], row[d]);
+        add_times::<FUSED>(&mut sum, &a[d], row[d]);
     }
     sum
 }
 
 /// `sum += a · factor`, in every lane.
 #[inline(always)]
-fn add_times(sum: &mut Lanes, a: &Lanes, factor: f32) {
+fn add_times<const FUSED: bool>(sum: &mut Lanes, a: &Lanes, factor: f32) {
     for i in 0..QUERIES {
-        sum[i] += a[i] * factor;
+        sum[i] = plus::<FUSED>(a[i], factor, sum[i]);
+    }
+}
+
+/// `sums[d] += a · b[d]`, lane by lane. (Each sum is taken out and put back, so that the compiler sees whole vectors.)
+#[inline(always)]
+fn add_products<const WIDTH: usize, const FUSED: bool>(sums: &mut [Lanes], a: &Lanes, b: &[Lanes; WIDTH]) {
+    for (to, b) in sums.iter_mut().zip(b) {
+        let mut sum = *to;
+        for i in 0..QUERIES {
+            sum[i] = plus::<FUSED>(a[i], b[i], sum[i]);
+        }
+        *to = sum;
     }
 }
 
@@ -148,7 +160,7 @@ fn total(lanes: &Lanes) -> f32 {
 }
 
 #[inline(always)]
-fn attend_width<const WIDTH: usize>(segment: Segment, (q, k, v): (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Vec<f32>) {
+fn attend_width<const WIDTH: usize, const FUSED: bool>(segment: Segment, (q, k, v): (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Vec<f32>) {
     let (group, k_stride, scale) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH, segment.scale);
     scratch.resize(segment.keys * QUERIES, 0.0);
     let scores = scratch.as_chunks_mut::<QUERIES>().0;
@@ -159,7 +171,7 @@ fn attend_width<const WIDTH: usize>(segment: Segment, (q, k, v): (&[f32], &[f32]
             let q = block.load::<WIDTH>(q);
             let mut max = [f32::MIN; QUERIES];
             for j in block.some.clone() {
-                let mut s = dot(&q, &k[j * k_stride + column..][..WIDTH]);
+                let mut s = dot::<WIDTH, FUSED>(&q, &k[j * k_stride + column..][..WIDTH]);
                 block.mask(j, &mut s, f32::MIN);
                 for i in 0..QUERIES {
                     max[i] = if s[i] > max[i] { s[i] } else { max[i] };
@@ -178,7 +190,7 @@ fn attend_width<const WIDTH: usize>(segment: Segment, (q, k, v): (&[f32], &[f32]
                     sum[i] += e[i];
                 }
                 for d in 0..WIDTH {
-                    add_times(&mut outs[d], &e, row[d]);
+                    add_times::<FUSED>(&mut outs[d], &e, row[d]);
                 }
             }
             let mut logs = [0f32; QUERIES];
@@ -198,14 +210,17 @@ fn attend_width<const WIDTH: usize>(segment: Segment, (q, k, v): (&[f32], &[f32]
 }
 
 #[inline(always)]
-fn attend_grad_width<const WIDTH: usize>(segment: Segment, from: GradInputs<'_>, (dq, dk, dv, delta): GradOutputs<'_>, scratch: &mut Vec<f32>) {
+fn attend_grad_width<const WIDTH: usize, const FUSED: bool>(segment: Segment, from: GradInputs<'_>, (dq, dk, dv, delta): GradOutputs<'_>, scratch: &mut Vec<f32>) {
     let (group, k_stride, scale) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH, segment.scale);
     for kv_head in 0..segment.kv_heads {
         let column = kv_head * WIDTH;
         // Gradients of keys and values, `[keys, WIDTH]` each, in lanes: one part of each sum per lane.
+        // Behind them probabilities and score gradients of a block of queries.
         scratch.clear();
-        scratch.resize(2 * segment.keys * WIDTH * QUERIES, 0.0);
-        let (dkeys, dvalues) = scratch.as_chunks_mut::<QUERIES>().0.split_at_mut(segment.keys * WIDTH);
+        scratch.resize((2 * segment.keys * WIDTH + 2 * segment.keys) * QUERIES, 0.0);
+        let (dkeys, rest) = scratch.as_chunks_mut::<QUERIES>().0.split_at_mut(segment.keys * WIDTH);
+        let (dvalues, rest) = rest.split_at_mut(segment.keys * WIDTH);
+        let (probs, dscores) = rest.split_at_mut(segment.keys);
         for head in kv_head * group..(kv_head + 1) * group {
             for first in (0..segment.queries).step_by(QUERIES) {
                 let block = Block::new(&segment, head, first);
@@ -223,7 +238,7 @@ fn attend_grad_width<const WIDTH: usize>(segment: Segment, from: GradInputs<'_>,
                 }
                 for j in block.some.clone() {
                     let (k, v) = (&from.k[j * k_stride + column..][..WIDTH], &from.v[j * k_stride + column..][..WIDTH]);
-                    let (mut p, mut ds) = (dot(&q, k), dot(&dout, v));
+                    let (mut p, mut ds) = (dot::<WIDTH, FUSED>(&q, k), dot::<WIDTH, FUSED>(&dout, v));
                     for i in 0..QUERIES {
                         p[i] = exp(p[i] * scale - lse[i]);
                     }
@@ -231,14 +246,17 @@ fn attend_grad_width<const WIDTH: usize>(segment: Segment, from: GradInputs<'_>,
                     for i in 0..QUERIES {
                         ds[i] = p[i] * (ds[i] - deltas[i]) * scale;
                     }
-                    let (dkeys, dvalues) = (&mut dkeys[j * WIDTH..][..WIDTH], &mut dvalues[j * WIDTH..][..WIDTH]);
+                    (probs[j], dscores[j]) = (p, ds);
+                }
+                // A loop of its own: short ones overlap better than a long one.
+                for j in block.some.clone() {
+                    let (p, ds) = (probs[j], dscores[j]);
+                    let k = &from.k[j * k_stride + column..][..WIDTH];
                     for d in 0..WIDTH {
-                        add_times(&mut dqs[d], &ds, k[d]);
-                        for i in 0..QUERIES {
-                            dkeys[d][i] += ds[i] * q[d][i];
-                            dvalues[d][i] += p[i] * dout[d][i];
-                        }
+                        add_times::<FUSED>(&mut dqs[d], &ds, k[d]);
                     }
+                    add_products::<WIDTH, FUSED>(&mut dkeys[j * WIDTH..][..WIDTH], &ds, &q);
+                    add_products::<WIDTH, FUSED>(&mut dvalues[j * WIDTH..][..WIDTH], &p, &dout);
                 }
                 block.store(&dqs, dq);
             }

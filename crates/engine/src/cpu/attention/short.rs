@@ -1,14 +1,18 @@
 //! Attention over short sequences, one segment a job. Nothing is allocated: scratch belongs to the thread, results go
 //! where they stay. A side network's narrow heads have their own functions ([`super::narrow`]); for wider ones keys and
-//! values of one head, transposed, stay in the first-level cache, and each query meets all its keys as a few vectors.
+//! values of one head, transposed, stay in the first-level cache, and a few queries at once meet all their keys as vectors.
 
-use super::super::simd::{self, LANES, exp, kernel, lane_sum};
+use super::super::simd::{self, LANES, exp, fused_kernel, kernel, lane_sum, plus};
 use super::{Forward, Gradients, Inputs, narrow};
 use crate::op::AttentionShape;
 use std::cell::RefCell;
 
 /// Keys and values of a head, transposed, hold at most this many values each (32 KiB).
 const HEAD_VALUES: usize = 1 << 13;
+
+/// Queries that share the keys' and values' loads, and columns of a block: as many sums as stay in registers.
+const QUERIES: usize = 4;
+const COLUMNS: usize = if cfg!(target_arch = "wasm32") { 8 } else { 16 };
 
 /// Whether these functions apply: no bias, short segments that lie one behind the other, enough of them for all threads.
 pub(super) fn applies(inputs: &Inputs<'_>, shape: &AttentionShape) -> bool {
@@ -175,28 +179,78 @@ impl<'a> Iterator for Parts<'a> {
     }
 }
 
-kernel! {
-    fn attend(segment: Segment, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+fused_kernel! {
+    fn attend[FUSED](segment: Segment, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
         let Segment { queries, keys, pad, heads, kv_heads, head_dim, .. } = segment;
         let (group, q_stride, k_stride) = (heads / kv_heads, heads * head_dim, kv_heads * head_dim);
-        scratch.probs.resize(pad, 0.0);
+        scratch.probs.resize(QUERIES * pad, 0.0);
         for kv_head in 0..kv_heads {
             transpose(&k[kv_head * head_dim..], k_stride, (keys, head_dim, pad), &mut scratch.keys);
             for head in kv_head * group..(kv_head + 1) * group {
-                for i in 0..queries {
-                    let at = i * q_stride + head * head_dim;
-                    let seen = segment.seen(i);
-                    let row = &mut scratch.probs[..seen.end.next_multiple_of(LANES)];
-                    row_times(&q[at..at + head_dim], &scratch.keys, pad, row);
-                    let (sum, log_sum) = exponentials(row, seen.clone(), segment.scale);
-                    lse[i * heads + head] = log_sum;
-                    let out = &mut out[at..at + head_dim];
-                    row_times(&row[..seen.end], &v[kv_head * head_dim..], k_stride, out);
-                    let inverse = 1.0 / sum;
-                    out.iter_mut().for_each(|x| *x *= inverse);
+                for first in (0..queries).step_by(QUERIES) {
+                    let count = QUERIES.min(queries - first);
+                    let at = first * q_stride + head * head_dim;
+                    // A later query never sees fewer keys, so the last row's width is everyone's.
+                    let end = segment.seen(first + count - 1).end;
+                    let wide = end.next_multiple_of(LANES);
+                    rows_times::<FUSED>((&q[at..], q_stride), (&scratch.keys, pad), (&mut scratch.probs, pad), (count, wide, head_dim));
+                    let mut inverse = [0f32; QUERIES];
+                    for (row, inverse) in inverse[..count].iter_mut().enumerate() {
+                        let scores = &mut scratch.probs[row * pad..][..wide];
+                        let (sum, log_sum) = exponentials(scores, segment.seen(first + row), segment.scale);
+                        lse[(first + row) * heads + head] = log_sum;
+                        *inverse = 1.0 / sum;
+                    }
+                    rows_times::<FUSED>((&scratch.probs, pad), (&v[kv_head * head_dim..], k_stride), (&mut out[at..], q_stride), (count, head_dim, end));
+                    for (row, inverse) in inverse[..count].iter().enumerate() {
+                        out[at + row * q_stride..][..head_dim].iter_mut().for_each(|x| *x *= inverse);
+                    }
                 }
             }
         }
+    }
+}
+
+/// `out[r, c] = Σ_i x[r, i] · m[i, c]` of sizes `(rows, cols, inner)`, rows at most [`QUERIES`]; each table with the elements
+/// from one row to the next.
+#[inline(always)]
+fn rows_times<const FUSED: bool>(
+    x: (&[f32], usize),
+    m: (&[f32], usize),
+    out: (&mut [f32], usize),
+    (rows, cols, inner): (usize, usize, usize),
+) {
+    let mut at = 0;
+    if rows == QUERIES {
+        while at + COLUMNS <= cols {
+            block_times::<QUERIES, COLUMNS, FUSED>(x, m, (out.0, out.1), at, inner);
+            at += COLUMNS;
+        }
+    }
+    for row in 0..rows {
+        let x = &x.0[row * x.1..][..inner];
+        row_times(x, &m.0[at..], m.1, &mut out.0[row * out.1 + at..][..cols - at]);
+    }
+}
+
+/// `TALL` rows and `WIDE` columns from `at` on.
+#[inline(always)]
+fn block_times<const TALL: usize, const WIDE: usize, const FUSED: bool>(x: (&[f32], usize), m: (&[f32], usize), out: (&mut [f32], usize), at: usize, inner: usize) {
+    let mut left = [&x.0[..0]; TALL];
+    for (row, left) in left.iter_mut().enumerate() {
+        *left = &x.0[row * x.1..][..inner];
+    }
+    let mut sums = [[0f32; WIDE]; TALL];
+    for i in 0..inner {
+        let right: &[f32; WIDE] = m.0[i * m.1 + at..][..WIDE].try_into().expect("the slice was just cut to that length");
+        for (sums, left) in sums.iter_mut().zip(&left) {
+            for (sum, right) in sums.iter_mut().zip(right) {
+                *sum = plus::<FUSED>(left[i], *right, *sum);
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        out.0[row * out.1 + at..][..WIDE].copy_from_slice(sums);
     }
 }
 
