@@ -15,6 +15,8 @@ use rand::{Rng, RngExt};
 
 /// Reduction k of side networks and bottleneck adapters.
 pub(super) const REDUCTION: usize = 8;
+/// Every so many-th layer is tapped, and cached as 8-bit integers: what `train` and the swarm do unless told otherwise.
+pub(super) const TAP_EVERY: usize = 2;
 /// Rank of LoRA on query and value projections.
 const RANK: usize = 8;
 /// Layers that are trained over one cached activation.

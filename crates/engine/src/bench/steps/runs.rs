@@ -1,8 +1,9 @@
 //! How each method's step is made and timed.
 
-use super::{LAST_LAYERS, Load, Method, RANK, REDUCTION, Run, StepTimes, samples};
+use super::{LAST_LAYERS, Load, Method, RANK, REDUCTION, Run, StepTimes, TAP_EVERY, samples};
 use crate::backbone::Backbone;
 use crate::bottleneck::{BottleneckConfig, Bottlenecks};
+use crate::cache_entry::CacheDtype;
 use crate::chains::{Chains, ChainsConfig};
 use crate::error::EngineError;
 use crate::lora::{Lora, LoraConfig, Patterns, lora_start};
@@ -147,7 +148,9 @@ async fn parallel(run: &Run<'_>, batches: &[MicroBatch], from_cache: bool, times
     let (config, mut weights) = (&run.config, run.weights());
     let mut runtime = StageRuntime::new(run.device, config.clone(), 0..config.layers, no_yield(), run.clock.clone());
     runtime.load_backbone(&mut weights, &Parts::all(config))?;
-    runtime.start_side(&SideConfig::new(REDUCTION, config.layers), 0..config.layers, AdamWConfig::default(), run.load.seed)?;
+    let side = SideConfig { taps: SideConfig::thinned_taps(config.layers, TAP_EVERY), ..SideConfig::new(REDUCTION, config.layers) };
+    runtime.start_side(&side, 0..config.layers, AdamWConfig::default(), run.load.seed)?;
+    runtime.cache_as(CacheDtype::Int8, &side);
     let labels: usize = batches.iter().map(|batch| batch.classes.len()).sum();
     let loss_factor = 1.0 / labels as f32;
     let pass = |batch, forward_only| ForwardPass { batch, input: None, forward_only, cache: true, loss_factor };
@@ -186,8 +189,11 @@ async fn parallel(run: &Run<'_>, batches: &[MicroBatch], from_cache: bool, times
 /// Of parallel adapters beside encoder and decoder.
 async fn parallel_chains(run: &Run<'_>, batches: &[MicroBatch], from_cache: bool, times: &mut StepTimes) -> Result<(), EngineError> {
     let mut weights = run.weights();
-    let chains = Chains::fresh(run.device, &run.config, &ChainsConfig::new(REDUCTION), &mut weights, run.load.seed)?;
+    let encoder_taps = run.config.encoder.as_ref().map(|encoder| SideConfig::thinned_taps(encoder.layers, TAP_EVERY));
+    let form = ChainsConfig { taps: Some(SideConfig::thinned_taps(run.config.layers, TAP_EVERY)), encoder_taps, ..ChainsConfig::new(REDUCTION) };
+    let chains = Chains::fresh(run.device, &run.config, &form, &mut weights, run.load.seed)?;
     let mut trainer = ParallelTrainer::load(run.device, &run.config, &mut weights, chains, None, training())?;
+    trainer.cache_dtype = CacheDtype::Int8;
     let labels: usize = batches.iter().map(|batch| batch.classes.len()).sum();
     let factor = Some(1.0 / labels as f32);
     let bytes = |entries: &[SampleEntries]| entries.iter().flat_map(|of_sample| of_sample.iter()).map(Vec::len).sum::<usize>();
