@@ -3,7 +3,7 @@
 //! Units are in the names; a Rust `Range<u32>` is `{ start, end }`, a tuple an array, an absent `Option` null or missing.
 
 /** Version this page speaks; a server with another major version asks for a reload. */
-export const PROTOCOL_VERSION: ProtocolVersion = { major: 1, minor: 0 };
+export const PROTOCOL_VERSION: ProtocolVersion = { major: 1, minor: 1 };
 
 export interface ProtocolVersion {
   major: number;
@@ -61,6 +61,8 @@ export interface PreviewRow {
   held_out: boolean;
 }
 
+export type WeightFormat = 'keep' | 'f16' | 'int8' | 'int4';
+
 /** Everything but model and data has a default at the server. */
 export interface RunRequest {
   model: string;
@@ -75,6 +77,8 @@ export interface RunRequest {
   use_all_nodes?: boolean;
   exact_match_rows?: number | null;
   gradients?: 'f32' | 'f16' | null;
+  /** In which number format devices hold the frozen matrices; `keep`, as they are stored, if it is not said. */
+  weights?: WeightFormat;
   /** Nodes that are to be given nothing to do. */
   without?: number[];
 }

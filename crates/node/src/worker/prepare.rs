@@ -10,8 +10,8 @@ use barycenter_engine::packed::Sequence;
 use barycenter_engine::side::SideConfig;
 use barycenter_engine::stage::StageRuntime;
 use barycenter_model::names::Parts;
-use barycenter_model::{Manifest, ManifestTensor, MemoryTensors, ModelConfig, TensorEntry, hash_bytes};
-use barycenter_protocol::control::{Assignment, RunSpec};
+use barycenter_model::{Manifest, ManifestTensor, MemoryTensors, ModelConfig, TensorEntry, TensorSource, hash_bytes};
+use barycenter_protocol::control::{Assignment, RunSpec, WeightFormat};
 use barycenter_transport::platform;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -60,8 +60,10 @@ impl Worker {
             Some(layers) => Parts::stage(&config, layers.clone()),
             None => Parts::head_only(),
         };
-        runtime.load_backbone(&mut model.weights, &parts)?;
-        let backbone_bytes = if backbone_layers.is_some() { model.manifest.bytes_of(&config, &parts)? } else { 0 };
+        let mut weights = model.weights.held_as(spec.weights);
+        runtime.load_backbone(&mut weights, &parts)?;
+        let held = |(name, _): (String, &ManifestTensor)| weights.entry(&name).map_or(0, |entry| entry.end - entry.start);
+        let backbone_bytes = if backbone_layers.is_some() { model.manifest.entries(&config, &parts)?.into_iter().map(held).sum() } else { 0 };
         self.meter.update(|c| c.backbone_bytes = backbone_bytes);
         if let Some(side_layers) = side_layers {
             let side_config = SideConfig::new(spec.reduction as usize, config.layers);
@@ -153,7 +155,12 @@ impl Worker {
     }
 
     async fn open_cache(&mut self, spec: &RunSpec) -> Result<(), JobError> {
-        let key = hash_bytes(format!("{}\n{}\n{CACHE_FORMAT}", spec.model_hash, spec.dataset_hash).as_bytes())[..32].to_owned();
+        let mut parts = format!("{}\n{}\n{CACHE_FORMAT}", spec.model_hash, spec.dataset_hash);
+        // Rounded weights give other taps.
+        if spec.weights != WeightFormat::Keep {
+            parts = format!("{parts}\nweights {:?}", spec.weights);
+        }
+        let key = hash_bytes(parts.as_bytes())[..32].to_owned();
         if self.cache.as_ref().is_some_and(|(open, _)| *open == key) {
             return Ok(());
         }
