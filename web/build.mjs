@@ -1,4 +1,4 @@
-//! Builds the pages into `web/dist`: `node web/build.mjs [--dev]`. Leaves `assets/node.js` and `assets/node_bg.wasm` alone.
+//! Builds the pages into `web/dist`: `node web/build.mjs [--dev]`. Leaves the browser node (`assets/node*`) alone.
 
 import { build } from 'esbuild';
 import { cp, mkdir, stat } from 'node:fs/promises';
@@ -11,7 +11,7 @@ const dev = process.argv.includes('--dev');
 
 await mkdir(join(dist, 'assets'), { recursive: true });
 const result = await build({
-  entryPoints: ['dashboard.tsx', 'join.tsx', 'try.tsx', 'worker.ts'].map((name) => join(web, 'src', name)),
+  entryPoints: ['dashboard.tsx', 'join.tsx', 'try.tsx', 'worker.ts', 'load-node.ts', 'compute-thread.ts'].map((name) => join(web, 'src', name)),
   outdir: join(dist, 'assets'),
   bundle: true,
   format: 'esm',

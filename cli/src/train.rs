@@ -245,6 +245,7 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
         seed: options.seed.or(recommended.seed).unwrap_or(1),
         checkpoint_steps: 0,
         gradients: GradientType::F32,
+        weights: Default::default(),
     })
 }
 

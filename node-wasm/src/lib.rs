@@ -5,6 +5,7 @@ mod opfs;
 mod products;
 mod self_test;
 mod start;
+mod threads;
 
 use wasm_bindgen::prelude::wasm_bindgen;
 

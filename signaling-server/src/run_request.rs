@@ -73,7 +73,10 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
     let tap_every = within("distance of the layers that are read", request.tap_every.unwrap_or(DEFAULT_TAP_EVERY.min(config.layers as u32)), 1, config.layers as u32)?;
     let cache = request.cache.unwrap_or(DEFAULT_CACHE);
     let adapter = side::adapter_parameter_count(config, reduction, tap_every).map_err(Refusal::bad)?;
-    let cost = side::model_cost(config, reduction, tap_every, model.info.bytes, mean_tokens).map_err(Refusal::bad)?;
+    let stored = side::model_cost(config, reduction, tap_every, model.info.bytes, mean_tokens).map_err(Refusal::bad)?;
+    let cost = side::held_as(stored, config, &manifest, request.weights).map_err(|error| Refusal::bad(error.to_string()))?;
+    let parts = cost.layers.iter().chain([&cost.embedding, &cost.head]);
+    let held_bytes = parts.map(|part| part.weight_bytes).sum::<u64>() - cost.shared_bytes;
     let options = PlanOptions {
         model: model.info.name.clone(),
         min_stages: request.min_stages.unwrap_or(1).clamp(1, config.layers as u32),
@@ -86,8 +89,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         fill: if request.min_stages.unwrap_or(1) > 1 || request.use_all_nodes { FillWish::Hybrid } else { FillWish::Fastest },
         epochs,
         steps_per_epoch,
-        // The swarm holds weights as they are stored, so that no other type is a remedy.
-        weight_bits: 0,
+        weight_bits: side::weight_bits(config, model.info.bytes, request.weights),
         without: request.without.clone(),
         gradients: request.gradients,
     };
@@ -114,9 +116,10 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         seed: request.seed.or(recommended.seed).unwrap_or(SEED),
         checkpoint_steps: CHECKPOINT_STEPS,
         gradients: request.gradients.unwrap_or_default(),
+        weights: request.weights,
     };
     // Weights, the adapter in f32, and some room for keys, values and logits.
-    let generate_memory_bytes = (model.info.bytes + 4 * adapter) * 5 / 4 + 4 * u64::from(config.vocab as u32) * 64;
+    let generate_memory_bytes = (held_bytes + 4 * adapter) * 5 / 4 + 4 * u64::from(config.vocab as u32) * 64;
     Ok(PreparedRun { spec, cost, options, exact_match_rows, generate_memory_bytes, model_bytes: model.info.bytes })
 }
 

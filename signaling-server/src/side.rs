@@ -1,9 +1,9 @@
 //! The side network of a model: names and shapes of its parameters, and what everything costs.
 
 use barycenter_core::cost::{Dimensions, LayerParameters, Parameters, model_cost_of};
-use barycenter_model::ModelConfig;
 use barycenter_model::names::{self, Parameter, Parts};
-use barycenter_protocol::control::tapped;
+use barycenter_model::{Manifest, ManifestTensor, ModelConfig, ModelError, WeightType};
+use barycenter_protocol::control::{WeightFormat, tapped};
 use barycenter_protocol::plan::ModelCost;
 
 /// The side network's shapes: the family's own layers with sizes divided by k. An error is one sentence.
@@ -70,6 +70,52 @@ pub fn adapter_parameter_count(config: &ModelConfig, reduction: u32, tap_every: 
 pub fn weight_bytes(config: &ModelConfig, stored_bytes: u64) -> u32 {
     let count = (names::parameter_count(config) as u64).max(1);
     ((stored_bytes + count / 2) / count).max(1) as u32
+}
+
+/// Bits of one frozen weight in the format that a run holds them in, without the scales of integers.
+pub fn weight_bits(config: &ModelConfig, stored_bytes: u64, format: WeightFormat) -> u32 {
+    let stored = 8 * stored_bytes / (names::parameter_count(config) as u64).max(1);
+    let most = match format {
+        WeightFormat::Keep => 32,
+        WeightFormat::F16 => 16,
+        WeightFormat::Int8 => 8,
+        WeightFormat::Int4 => 4,
+    };
+    stored.min(most) as u32
+}
+
+/// The costs of a model whose weights are held in this format instead of the stored one: each part takes as much less memory
+/// as its tensors do.
+pub fn held_as(mut cost: ModelCost, config: &ModelConfig, manifest: &Manifest, format: WeightFormat) -> Result<ModelCost, ModelError> {
+    let weight_type = weight_type(format);
+    let scale = |bytes: &mut u64, parts: Parts| -> Result<(), ModelError> {
+        let entries = manifest.entries(config, &parts)?;
+        let held = |(name, tensor): &(String, &ManifestTensor)| {
+            let dtype = weight_type.dtype_of(name, &tensor.shape, tensor.dtype);
+            dtype.len_bytes(tensor.shape.iter().product()).map_or(tensor.len_bytes, |bytes| bytes as u64)
+        };
+        let stored: u64 = entries.iter().map(|(_, tensor)| tensor.len_bytes).sum();
+        *bytes = (u128::from(*bytes) * u128::from(entries.iter().map(held).sum::<u64>()) / u128::from(stored.max(1))) as u64;
+        Ok(())
+    };
+    let part = |layers, embedding, head| Parts { layers, embedding, head };
+    for (layer, layer_cost) in cost.layers.iter_mut().enumerate() {
+        scale(&mut layer_cost.weight_bytes, part(layer..layer + 1, false, false))?;
+    }
+    scale(&mut cost.embedding.weight_bytes, part(0..0, true, false))?;
+    scale(&mut cost.head.weight_bytes, part(0..0, false, true))?;
+    scale(&mut cost.shared_bytes, part(0..0, true, false))?;
+    Ok(cost)
+}
+
+/// Twin of `WeightStore::held_as` in `crates/node/src/weights.rs`.
+fn weight_type(format: WeightFormat) -> WeightType {
+    match format {
+        WeightFormat::Keep => WeightType::Keep,
+        WeightFormat::F16 => WeightType::F16,
+        WeightFormat::Int8 => WeightType::Int8,
+        WeightFormat::Int4 => WeightType::Int4,
+    }
 }
 
 /// What the planner needs to know, as [`barycenter_core::cost`] counts it. An error is one sentence.

@@ -38,9 +38,9 @@ export class Household {
   }
 
   /** The address that a page opens to join by itself. */
-  joinUrl(name, { auto = true, backend = 'cpu' } = {}) {
+  joinUrl(name, { auto = true, backend = 'cpu', threads } = {}) {
     const url = new URL(this.inviteUrl);
-    const query = new URLSearchParams({ name, backend, ...(auto ? { auto: '1' } : {}) });
+    const query = new URLSearchParams({ name, backend, ...(auto ? { auto: '1' } : {}), ...(threads ? { threads } : {}) });
     return `${url.origin}${url.pathname}?${query}${url.hash}`;
   }
 

@@ -1,6 +1,8 @@
 // The browser node as it is built and shipped, loaded in a Worker.
 //
 //   page ── Worker ── /assets/node.js ── /assets/node_bg.wasm
+//   page ── Worker ── /assets/load-node.js ── /assets/node_threads.js ── /assets/node_threads_bg.wasm
+//              └── /assets/compute-thread.js ── the same module on the same memory
 
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
@@ -12,9 +14,7 @@ const harness = new Harness();
 after(() => harness.close());
 
 // Runs the text that it is sent as an async function of the module, and answers what that returns.
-const worker = `
-  const module = await import('/assets/node.js');
-  await module.default({ module_or_path: '/assets/node_bg.wasm' });
+const workerOf = (load) => `${load}
   onmessage = async ({ data }) => {
     try {
       postMessage({ value: await new Function('node', 'return (async () => {' + data + '})()')(module) });
@@ -23,6 +23,17 @@ const worker = `
     }
   };
   postMessage({ ready: true });`;
+
+/** The module without threads. */
+const single = `
+  const module = await import('/assets/node.js');
+  await module.default({ module_or_path: '/assets/node_bg.wasm' });`;
+
+/** The module with two threads, by the loader that the join page's Worker uses. */
+const threaded = `
+  const { loadNode } = await import('/assets/load-node.js');
+  const source = { wasmModule: '/assets/node_threads_bg.wasm', threads: 2, threadsRemark: '', memoryBudgetBytes: 512 * 2 ** 20, failures: 'test' };
+  const module = await loadNode(source);`;
 
 const page = `<!doctype html><title>test</title><script type="module">
   const worker = new Worker('/test-worker.js', { type: 'module' });
@@ -41,8 +52,8 @@ const page = `<!doctype html><title>test</title><script type="module">
   };
 </script>`;
 
-async function open(options) {
-  const address = await harness.files(dist, { '/test.html': page, '/test-worker.js': worker });
+async function open({ load = single, routes = {}, isolated = true, ...options } = {}) {
+  const address = await harness.files(dist, { '/test.html': page, '/test-worker.js': workerOf(load), ...routes }, { isolated });
   const opened = await harness.page(await harness.browser(options));
   await opened.page.goto(`${address}/test.html`);
   await opened.page.waitForFunction(() => 'inWorker' in window);
@@ -97,3 +108,32 @@ test('without WebGPU the CPU computes, and the reason is said', async () => {
   assert.match(backend.reason, /adapter|WebGPU/);
   assert.ok(gflops > 0);
 });
+
+test('two threads give the answers of one, and are said', async () => {
+  const [one, two] = [await open(), await open({ load: threaded })];
+  const [alone, shared] = [await one.inWorker('return node.self_test("cpu")'), await two.inWorker('return node.self_test("cpu")')];
+  console.log(`${alone.backend.description}: ${alone.gflops.toFixed(1)} GFLOP/s; ${shared.backend.description}: ${shared.gflops.toFixed(1)} GFLOP/s`);
+  assert.match(alone.backend.description, /, 1 thread$/);
+  assert.match(shared.backend.description, /, 2 threads$/);
+  shared.answers.forEach((answer, index) => {
+    const error = Math.abs(answer / alone.answers[index] - 1);
+    // The largest difference comes from sums over rows, taken in other pieces: a few times the rounding of f32.
+    assert.ok(error < 1e-6, `answer ${index}: ${answer} with two threads, ${alone.answers[index]} with one`);
+  });
+  assert.equal(await two.inWorker('return node.product_error("cpu")'), 0);
+  assert.deepEqual([...one.problems, ...two.problems], []);
+});
+
+for (const [what, options] of [
+  ['a page that is not cross-origin isolated', { isolated: false }],
+  ['threads that cannot be started', { routes: { '/assets/compute-thread.js': 'throw new Error("broken on purpose")' } }],
+  ['a module with threads that cannot be compiled', { routes: { '/assets/node_threads_bg.wasm': 'no wasm' } }],
+]) {
+  test(`${what}: one thread computes, and the reason is said`, async () => {
+    const { inWorker } = await open({ load: threaded, ...options });
+    const { backend, answers } = await inWorker('return node.self_test("cpu")');
+    assert.match(backend.description, /, 1 thread$/);
+    assert.match(backend.reason, /one thread, because the others did not start \(.+\)/);
+    assert.ok(answers.every(Number.isFinite));
+  });
+}

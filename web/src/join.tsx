@@ -19,14 +19,17 @@ import type { StayView, Surroundings } from './join/state';
 import type { BackendChoice, NodeEvent } from './node-events';
 import type { RoomKey } from './secret';
 import { findRoomKey } from './secret';
+import { planThreadsHere } from './threads';
+import type { ThreadPlan } from './threads';
 import { byKind, sumOfKinds } from './traffic';
 import { Logo, Meter, Notice, Refusal, Shell } from './ui';
 
-/** What the address asks for: `?auto=1&name=…&backend=cpu`. */
+/** What the address asks for: `?auto=1&name=…&backend=cpu&threads=1`. */
 interface Wishes {
   auto: boolean;
   name: string;
   backend: BackendChoice;
+  threads: number | null;
 }
 
 /** Before the stay: the check, then ready or not. */
@@ -36,6 +39,9 @@ type Door =
   | { kind: 'open'; capability: Capability };
 
 type Screen = 'on' | 'off' | 'unsupported' | 'unknown';
+
+/** Where the GPU computes, the smaller module is enough. */
+const ONE_BESIDE_GPU: ThreadPlan = { threads: 1, remark: 'one thread, because the GPU was to compute' };
 
 type StayAction = NodeEvent | { type: 'reset' };
 
@@ -54,13 +60,15 @@ function Join({ room, wishes }: { room: RoomKey; wishes: Wishes }): JSX.Element 
   const [fetched, setFetched] = useState<{ fraction: number | null } | null>(null);
   const [screen, setScreen] = useState<Screen>('unknown');
   const stay = useRef<Stay | null>(null);
+  const plan = useRef<ThreadPlan>(ONE_BESIDE_GPU);
   const hidden = useHidden();
 
   useEffect(() => {
     void openDoor(room, wishes.backend).then((result) => {
       setDoor(result);
       // Fetched while the person reads; a failure shows when they join.
-      if (result.kind === 'open') compileNode(() => undefined).catch(() => undefined);
+      if (result.kind === 'open') plan.current = result.capability.backend === 'gpu' ? ONE_BESIDE_GPU : planThreadsHere(wishes.threads);
+      if (result.kind === 'open') compileNode(plan.current, () => undefined).catch(() => undefined);
       if (result.kind === 'open' && wishes.auto) void enter();
     });
   }, []);
@@ -89,11 +97,11 @@ function Join({ room, wishes }: { room: RoomKey; wishes: Wishes }): JSX.Element 
     noteStayBegan();
     try {
       setFetched({ fraction: null });
-      const wasmModule = await compileNode((fraction) => setFetched({ fraction }));
+      const node = await compileNode(plan.current, (fraction) => setFetched({ fraction }));
       setFetched(null);
       const storage = await storageQuotaBytes();
       stay.current = startStay(
-        wasmModule,
+        node,
         { secret: room.secret, name: chosen, backend: wishes.backend, deviceToken: token, storageQuotaBytes: storage, memoryBudgetBytes: budget },
         dispatch,
       );
@@ -343,7 +351,13 @@ function useHidden(): boolean {
 function wishesOf(search: string): Wishes {
   const query = new URLSearchParams(search);
   const backend = query.get('backend');
-  return { auto: query.get('auto') === '1', name: query.get('name') ?? '', backend: backend === 'cpu' || backend === 'gpu' ? backend : 'auto' };
+  const threads = Number.parseInt(query.get('threads') ?? '', 10);
+  return {
+    auto: query.get('auto') === '1',
+    name: query.get('name') ?? '',
+    backend: backend === 'cpu' || backend === 'gpu' ? backend : 'auto',
+    threads: threads >= 1 ? threads : null,
+  };
 }
 
 function main(): void {

@@ -1,14 +1,16 @@
 //! The contract between the join page, its Worker, and the wasm node (`node-wasm`).
 //!
-//! 1. The page compiles `/assets/node_bg.wasm` once and posts {@link StartMessage} to the Worker, with one end of a
-//!    `MessageChannel` transferred; the page keeps the other end for `startRtcBridge`.
-//! 2. The Worker loads `/assets/node.js` (wasm-bindgen, target web), initialises it with the compiled module and calls
-//!    `start_node(options, rtcPort, onEvent)`; a returned promise is awaited, a rejection becomes a fatal `error`.
+//! 1. The page compiles `/assets/node_bg.wasm`, or `/assets/node_threads_bg.wasm` where several threads can compute, once and
+//!    posts {@link StartMessage} to the Worker, with one end of a `MessageChannel` transferred; the page keeps the other end for
+//!    `startRtcBridge`.
+//! 2. The Worker loads the module's script (wasm-bindgen, target web; `load-node.ts`), initialises it with the compiled module
+//!    and calls `start_node(options, rtcPort, onEvent)`; a returned promise is awaited, a rejection becomes a fatal `error`.
 //! 3. Every {@link NodeEvent} goes to the page unchanged. Fields may be `null` or missing where marked so.
 //! 4. `leave()` of the handle says goodbye to the server, frees the engine and ends with a `left` event.
 //!
 //! Tags and fields are serde's: `#[serde(tag = "type", rename_all = "snake_case")]`; numbers are JS numbers, no bigint.
 
+import type { NodeSource } from './load-node';
 import type { BackendReport, Counters, PhaseKind } from './protocol';
 
 /** Which back end the page asks for; `auto` = GPU unless there is none or only a software one. */
@@ -31,9 +33,8 @@ export interface NodeOptions {
 }
 
 /** Page → Worker; the transfer list holds `rtcPort`. */
-export interface StartMessage extends NodeOptions {
+export interface StartMessage extends NodeOptions, NodeSource {
   type: 'start';
-  wasmModule: WebAssembly.Module;
   rtcPort: MessagePort;
 }
 
@@ -82,6 +83,8 @@ export interface NodeHandle {
 
 /** The exports of `/assets/node.js` that the Worker uses. */
 export interface NodeModule {
-  default(init: { module_or_path: WebAssembly.Module }): Promise<unknown>;
+  default(init: { module_or_path: WebAssembly.Module | string; memory?: WebAssembly.Memory }): Promise<unknown>;
+  /** What the reason for the processor ends with: why it computes with one thread. */
+  remark_on_threads(remark: string): void;
   start_node(options: NodeOptions, rtcPort: MessagePort, onEvent: (event: NodeEvent) => void): NodeHandle | Promise<NodeHandle>;
 }

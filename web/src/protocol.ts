@@ -61,6 +61,8 @@ export interface PreviewRow {
   held_out: boolean;
 }
 
+export type WeightFormat = 'keep' | 'f16' | 'int8' | 'int4';
+
 /** Everything but model and data has a default at the server. */
 export interface RunRequest {
   model: string;
@@ -79,6 +81,8 @@ export interface RunRequest {
   use_all_nodes?: boolean;
   exact_match_rows?: number | null;
   gradients?: 'f32' | 'f16' | null;
+  /** In which number format devices hold the frozen matrices; `keep`, as they are stored, if it is not said. */
+  weights?: WeightFormat;
   /** Nodes that are to be given nothing to do. */
   without?: number[];
 }

@@ -1,6 +1,7 @@
 //! The Worker in which the wasm node lives, so that the page never freezes.
 
-import type { NodeEvent, NodeHandle, NodeModule, NodeOptions, StartMessage, ToWorker } from './node-events';
+import { loadNode } from './load-node';
+import type { NodeEvent, NodeHandle, NodeOptions, StartMessage, ToWorker } from './node-events';
 
 /** The part of the Worker's global scope that is used; the DOM library types `self` as a window. */
 interface WorkerScope {
@@ -12,7 +13,6 @@ interface WorkerScope {
 }
 
 const scope = self as unknown as WorkerScope;
-const NODE_URL = '/assets/node.js';
 
 /** The stay of this Worker: it starts once, and ends once. */
 type Stay =
@@ -41,8 +41,7 @@ scope.addEventListener('unhandledrejection', (event) => fail(describe(event.reas
 async function start(message: StartMessage): Promise<void> {
   stay = { state: 'starting', leaveWanted: false };
   try {
-    const node = (await import(NODE_URL)) as NodeModule;
-    await node.default({ module_or_path: message.wasmModule });
+    const node = await loadNode(message);
     const handle = await node.start_node(optionsOf(message), message.rtcPort, emit);
     const leaveWanted = stay.state === 'starting' && stay.leaveWanted;
     if (isOver()) return;

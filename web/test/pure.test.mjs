@@ -19,6 +19,7 @@ const { TrafficMeter, sumOfKinds } = await load('traffic.ts');
 const story = await load('story.ts');
 const { requestOf } = await load('dashboard/settings.ts');
 const join = await load('join/state.ts');
+const { planThreads } = await load('threads.ts');
 
 const counters = (links = []) => ({
   memory_bytes: 0, peak_memory_bytes: 0, fill_peak_memory_bytes: 0, train_peak_memory_bytes: 0, backbone_bytes: 0, cache_bytes: 0, weights_downloaded_bytes: 0, compute_seconds: 0, wait_seconds: 0, links,
@@ -222,6 +223,21 @@ test('settings_leave_empty_fields_to_the_server_and_name_a_wrong_one', () => {
   assert.deepEqual(requestOf('m', 'd', { epochs: '4', batch: ' ' }), { request: { model: 'm', dataset: 'd', epochs: 4 } });
   assert.deepEqual(requestOf('m', 'd', { learning_rate: '1e-3' }).request.learning_rate, 0.001);
   for (const texts of [{ epochs: '0' }, { epochs: '1.5' }, { learning_rate: '0' }, { batch: 'x' }]) assert.match(requestOf('m', 'd', texts).problem, /must be/);
+  assert.deepEqual(requestOf('m', 'd', { weights: 'keep' }), { request: { model: 'm', dataset: 'd' } });
+  assert.equal(requestOf('m', 'd', { weights: 'int8' }).request.weights, 'int8');
+});
+
+test('the_processor_gets_all_cores_but_one_of_many_and_says_why_it_gets_one', () => {
+  const eight = { cores: 8, isolated: true, shares: true, wanted: null };
+  const threads = (more) => planThreads({ ...eight, ...more });
+  assert.deepEqual([1, 2, 3, 4, 8, 64].map((cores) => threads({ cores }).threads), [1, 2, 2, 3, 7, 8]);
+  assert.deepEqual(threads({}), { threads: 7, remark: '' });
+  assert.equal(threads({ wanted: 2 }).threads, 2);
+  assert.equal(threads({ wanted: 50 }).threads, 7);
+  const alone = [{ isolated: false }, { shares: false }, { cores: 1 }, { wanted: 1 }].map(threads);
+  assert.ok(alone.every((plan) => plan.threads === 1));
+  assert.equal(new Set(alone.map((plan) => plan.remark)).size, 4);
+  assert.match(alone[0].remark, /^one thread, because .* isolated$/);
 });
 
 test('a_stay_is_told_by_its_events', () => {

@@ -17,6 +17,7 @@ const DEBIAN_PACKAGES: [&str; 4] = ["chromium", "libvulkan1", "mesa-vulkan-drive
 /// Sets up for building, and for browser tests as well when `browser` is true. Quick when nothing is missing.
 pub fn all(browser: bool) -> Result<()> {
     wasm_target()?;
+    rust_source()?;
     npm_packages()?;
     if browser { browser_and_vulkan() } else { Ok(()) }
 }
@@ -31,6 +32,25 @@ fn wasm_target() -> Result<()> {
             format!("the Rust target {WASM_TARGET} is missing: install it with rustup, or with the package manager that Rust came from")
         })
     })
+}
+
+/// The source of Rust's standard library, which the browser node with threads is compiled from: whether it is there.
+pub fn rust_source() -> Result<bool> {
+    let folder = output(&mut command("rustc", ["--print", "sysroot"]))?;
+    let is_there = || Path::new(&folder).join("lib/rustlib/src/rust/library/Cargo.lock").is_file();
+    if is_there() {
+        return Ok(true);
+    }
+    // A compiler that did not come from rustup has its source elsewhere: from its own package manager, if at all.
+    let added = step("Rust's standard library as source", || Ok(run(&mut command("rustup", ["component", "add", "rust-src"]))))?;
+    if added.is_ok() && is_there() {
+        return Ok(true);
+    }
+    println!(
+        "The source of Rust's standard library cannot be had, so browsers will compute with one thread: install it with \
+         `rustup component add rust-src`, or with the package manager that Rust came from, and build again."
+    );
+    Ok(false)
 }
 
 /// `npm ci`, unless the installed packages are those of this lock file.

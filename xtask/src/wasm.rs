@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::root::{dist, npm_tool, target};
 use crate::run::{cargo, command, output, run, step};
-use crate::setup::WASM_TARGET;
+use crate::setup::{self, WASM_TARGET};
 
 /// Goal of the project: a phone fetches the node within a few seconds.
 const LARGEST_GZIP_BYTES: u64 = 1024 * 1024 * 3 / 2;
@@ -26,41 +26,115 @@ const WASM_FEATURES: [&str; 9] = [
     "--enable-multivalue",
 ];
 
-/// Builds into `web/dist/assets/{node.js,node_bg.wasm}`; `quick` leaves wasm-opt out.
+/// Flags of the module with threads: those of `.cargo/config.toml`, atomic operations, and a memory that the page makes and all
+/// workers import. It may be as large as addresses reach; the page asks for less. The exports are how a thread gets its variables.
+const THREADS_FLAGS: [&str; 9] = [
+    "-Ctarget-feature=+simd128,+atomics,+bulk-memory,+mutable-globals",
+    "-Clink-arg=--shared-memory",
+    "-Clink-arg=--import-memory",
+    "-Clink-arg=--max-memory=4294967296",
+    "-Clink-arg=--export=__wasm_init_tls",
+    "-Clink-arg=--export=__tls_size",
+    "-Clink-arg=--export=__tls_align",
+    "-Clink-arg=--export=__tls_base",
+    // The compiler would say at every crate that `atomics` may change.
+    "-Awarnings",
+];
+
+/// The two modules that a page chooses from.
+#[derive(Clone, Copy, PartialEq)]
+enum Module {
+    /// One thread, any back end, any browser.
+    Single,
+    /// Several threads on one shared memory, where the page is cross-origin isolated. The standard library that comes with
+    /// Rust has no atomic operations, so this one compiles its own.
+    Threads,
+}
+
+impl Module {
+    /// What its files are called in `web/dist/assets`: `NAME.js` and `NAME_bg.wasm`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Single => "node",
+            Self::Threads => "node_threads",
+        }
+    }
+
+    /// A folder of its own, because its flags would have everything in the other one compiled again.
+    fn target(self) -> PathBuf {
+        match self {
+            Self::Single => target(),
+            Self::Threads => target().join("wasm-threads"),
+        }
+    }
+
+    fn compile(self) -> Result<PathBuf> {
+        let mut build = cargo(["build", "-q", "-p", "barycenter-node-wasm", "--target", WASM_TARGET, "--profile", "wasm"]);
+        if self == Self::Threads {
+            build
+                .args(["-Z", "build-std=std,panic_abort"])
+                // The stable compiler takes the flags of nightly ones when asked this way.
+                .env("RUSTC_BOOTSTRAP", "1")
+                .env("CARGO_ENCODED_RUSTFLAGS", THREADS_FLAGS.join("\x1f"))
+                .env("CARGO_TARGET_DIR", self.target());
+        }
+        run(&mut build)?;
+        Ok(self.target().join(WASM_TARGET).join("wasm/barycenter_node_wasm.wasm"))
+    }
+
+    fn bound(self) -> PathBuf {
+        dist().join("assets").join(format!("{}_bg.wasm", self.name()))
+    }
+}
+
+/// Builds both modules into `web/dist/assets`; `quick` leaves wasm-opt out. Where the standard library's source cannot be had,
+/// the one with threads is left out, which is said, and pages compute with one thread.
 ///
 /// # Errors
-/// When a tool fails, or when the optimised module is larger than the limit.
+/// When a tool fails, or when an optimised module is larger than the limit.
 pub fn build(quick: bool) -> Result<()> {
-    step("browser node", || {
-        run(&mut cargo(["build", "-q", "-p", "barycenter-node-wasm", "--target", WASM_TARGET, "--profile", "wasm"]))?;
-        let compiled = target().join(WASM_TARGET).join("wasm/barycenter_node_wasm.wasm");
-        let assets = dist().join("assets");
-        let bound = assets.join("node_bg.wasm");
-        // Remembers how the module in place was made.
-        let stamp = target().join("wasm-in-place");
-        let how = if quick { "quick" } else { "optimised" };
-        let fresh = is_newer(&bound, &compiled) && fs::read_to_string(&stamp).is_ok_and(|text| text == how);
-        if !fresh {
-            bind(&compiled, &assets)?;
-            if !quick {
-                optimise(&bound)?;
-            }
-            fs::write(&stamp, how).context("the note beside the module cannot be written")?;
+    step("browser node", || build_module(Module::Single, quick))?;
+    if setup::rust_source()? {
+        return step("browser node with threads", || build_module(Module::Threads, quick));
+    }
+    // A module of an older build would not fit the pages.
+    for file in [Module::Threads.bound(), Module::Threads.bound().with_file_name("node_threads.js")] {
+        if file.exists() {
+            fs::remove_file(&file).with_context(|| format!("{} cannot be removed", file.display()))?;
         }
-        check_size(&bound, !quick)
-    })
+    }
+    Ok(())
 }
 
-fn bind(compiled: &Path, assets: &Path) -> Result<()> {
+fn build_module(module: Module, quick: bool) -> Result<()> {
+    let compiled = module.compile()?;
+    let bound = module.bound();
+    // Remembers how the module in place was made.
+    let stamp = module.target().join("wasm-in-place");
+    let how = if quick { "quick" } else { "optimised" };
+    let fresh = is_newer(&bound, &compiled) && fs::read_to_string(&stamp).is_ok_and(|text| text == how);
+    if !fresh {
+        bind(&compiled, &dist().join("assets"), module.name())?;
+        if !quick {
+            optimise(&bound, module)?;
+        }
+        fs::write(&stamp, how).context("the note beside the module cannot be written")?;
+    }
+    check_size(&bound, !quick)
+}
+
+fn bind(compiled: &Path, assets: &Path, name: &str) -> Result<()> {
     fs::create_dir_all(assets).with_context(|| format!("{} cannot be made", assets.display()))?;
-    run(cargo(["run", "-q", "-p", "xtask-bindgen", "--"]).args([compiled, assets]))
+    run(cargo(["run", "-q", "-p", "xtask-bindgen", "--"]).args([compiled, assets]).arg(name))
 }
 
-fn optimise(module: &Path) -> Result<()> {
+fn optimise(module: &Path, kind: Module) -> Result<()> {
     let smaller: PathBuf = module.with_extension("opt.wasm");
+    let threads = if kind == Module::Threads { &["--enable-threads"][..] } else { &[] };
     run(command("node", [npm_tool("binaryen", "bin/wasm-opt")])
         .args(["-O3", "--strip-debug"])
         .args(WASM_FEATURES)
+        .args(threads)
         .arg("-o")
         .args([&smaller, &module.to_path_buf()]))?;
     fs::rename(&smaller, module).with_context(|| format!("{} cannot be replaced", module.display()))

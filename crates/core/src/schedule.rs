@@ -55,6 +55,7 @@ mod tests {
             seed: 0,
             checkpoint_steps: 0,
             gradients: Default::default(),
+            weights: Default::default(),
         }
     }
 

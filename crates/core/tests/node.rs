@@ -48,6 +48,7 @@ fn assignment() -> Assignment {
         seed: 1,
         checkpoint_steps: 0,
         gradients: Default::default(),
+        weights: Default::default(),
     };
     Assignment { run: RunId(1), generation: G, spec, plan, checkpoint: None, needs_backbone: true, fills: true }
 }

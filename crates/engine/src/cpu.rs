@@ -1,7 +1,7 @@
 //! The CPU back end: every [`Op`] executed at once, with SIMD, on buffers in ordinary memory.
 //!
-//! Natively the rows of an operation are spread over threads; in the browser everything runs on the one thread of
-//! the node's worker, with simd128. The functions in `cpu/` are the twins of the WGSL kernels of the same names.
+//! The rows of an operation are spread over threads: natively, and in a browser module with shared memory, whose threads are
+//! workers ([`pool`]). In the other module everything runs on the one thread of the node's worker. The functions in `cpu/` are the twins of the WGSL kernels of the same names.
 
 mod attention;
 mod blocks;
@@ -11,6 +11,8 @@ mod gemm_wasm;
 mod integer;
 mod matmul;
 mod norm;
+#[cfg(all(threads, target_arch = "wasm32"))]
+pub mod pool;
 mod rows;
 mod shared;
 pub(crate) mod simd;
@@ -24,6 +26,15 @@ use crate::op::{BufferId, Op};
 use futures::future::LocalBoxFuture;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
+
+thread_local! {
+    static REMARK: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// What the reason of every CPU back end that is opened on this thread ends with: why it has no more threads. Empty: nothing.
+pub fn remark_on_threads(remark: String) {
+    REMARK.replace(remark);
+}
 
 /// Makes the calling thread one of those that compute, instead of one that hands every operation over and sleeps.
 ///
@@ -52,7 +63,13 @@ pub struct CpuBackend {
 impl CpuBackend {
     /// A back end without buffers; `reason` says in one sentence why the processor was chosen.
     pub fn new(reason: impl Into<String>) -> Self {
-        let info = BackendInfo { kind: BackendKind::Cpu, description: simd::describe(), reason: reason.into() };
+        let mut reason: String = reason.into();
+        REMARK.with_borrow(|remark| {
+            if !remark.is_empty() {
+                reason = format!("{reason}; {remark}");
+            }
+        });
+        let info = BackendInfo { kind: BackendKind::Cpu, description: simd::describe(), reason };
         Self { info, slab: RefCell::default(), rounds_activations: Cell::new(false) }
     }
 }

@@ -5,7 +5,8 @@
 //! after the data and after the hash was checked, so what a crash leaves behind is never taken for a tensor.
 
 use crate::storage::{Storage, StorageError, StorageFile};
-use barycenter_model::{ModelError, RawTensor, TensorEntry, TensorSource};
+use barycenter_model::{ModelError, RawTensor, TensorEntry, TensorSource, WeightType, Weights};
+use barycenter_protocol::control::WeightFormat;
 use std::collections::BTreeMap;
 
 const MAGIC: u32 = 0x4357_4142; // "BAWC"
@@ -73,6 +74,19 @@ impl WeightStore {
     /// Makes what was committed survive the process.
     pub fn flush(&self) -> Result<(), StorageError> {
         self.file.flush()
+    }
+}
+
+impl WeightStore {
+    /// The weights in the format that a run holds them in: what is kept on the device stays as it came.
+    pub fn held_as(&mut self, format: WeightFormat) -> Weights<&mut Self> {
+        let weight_type = match format {
+            WeightFormat::Keep => WeightType::Keep,
+            WeightFormat::F16 => WeightType::F16,
+            WeightFormat::Int8 => WeightType::Int8,
+            WeightFormat::Int4 => WeightType::Int4,
+        };
+        Weights::new(self, weight_type)
     }
 }
 

@@ -276,7 +276,8 @@ impl Worker {
         generation.runtime.drop_backbone();
         if generation.trains {
             let model = self.model.as_mut().ok_or_else(no_generation)?;
-            generation.runtime.load_backbone(&mut model.weights, &Parts::head_only())?;
+            let format = generation.assignment.spec.weights;
+            generation.runtime.load_backbone(&mut model.weights.held_as(format), &Parts::head_only())?;
         }
         generation.phase = MemoryPhase::Train;
         self.meter.update(|c| c.backbone_bytes = 0);
@@ -302,7 +303,7 @@ impl Worker {
             }
             None => None,
         };
-        let stage = barycenter_engine::backbone::Backbone::load(&self.device, &config, &mut model.weights, &Parts::all(&config))?;
+        let stage = barycenter_engine::backbone::Backbone::load(&self.device, &config, &mut model.weights.held_as(request.spec.weights), &Parts::all(&config))?;
         let side = match side {
             Some((layout, flat)) => Some(barycenter_engine::side::Side::new(&self.device, layout, &flat)?),
             None => None,

@@ -3,7 +3,7 @@
 //! Every path under `/api/` but `/api/version` wants `Authorization: Bearer <RoomSecret::server_token()>`; a call of a
 //! joined node also carries `x-barycenter-session`. Errors are `{"error": "one sentence"}` with a fitting status.
 
-use crate::control::{BackendReport, CacheType, Counters, GradientType, NodeKind, PhaseKind};
+use crate::control::{BackendReport, CacheType, Counters, GradientType, NodeKind, PhaseKind, WeightFormat};
 use crate::plan::Plan;
 use crate::{NodeId, ProtocolVersion, RunId};
 use serde::{Deserialize, Serialize};
@@ -144,6 +144,9 @@ pub struct RunRequest {
     /// How gradients travel between nodes; the planner chooses if it is not said.
     #[serde(default)]
     pub gradients: Option<GradientType>,
+    /// In which number format nodes hold the frozen matrices; as they are stored if it is not said.
+    #[serde(default)]
+    pub weights: WeightFormat,
     /// Nodes that are to be given nothing to do.
     #[serde(default)]
     pub without: Vec<NodeId>,

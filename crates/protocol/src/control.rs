@@ -356,6 +356,24 @@ pub struct RunSpec {
     /// How gradients travel between nodes.
     #[serde(default)]
     pub gradients: GradientType,
+    /// In which number format nodes hold the frozen matrices (since 1.1; part of the cache key).
+    #[serde(default)]
+    pub weights: WeightFormat,
+}
+
+/// In which number format nodes hold the frozen matrices of a model; stored and sent they are as the file has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightFormat {
+    /// As the file has them.
+    #[default]
+    Keep,
+    /// Half precision.
+    F16,
+    /// 8-bit integers with a scale per 32 values.
+    Int8,
+    /// 4-bit integers with a scale per 32 values; embedding and head as [`WeightFormat::Int8`].
+    Int4,
 }
 
 fn every_layer() -> u32 {

@@ -55,6 +55,7 @@ pub fn small_run(layers: u32, samples: u32, held_out: u32, batch: u32, epochs: u
         seed: 5,
         checkpoint_steps: 3,
         gradients: Default::default(),
+        weights: Default::default(),
     };
     let cost = ModelCost { layers: vec![layer; layers as usize], embedding: LayerCost { taps: 1, ..LayerCost::default() }, head: LayerCost::default(), width: 128, side_width: 16, shared_bytes: 0 };
     let plan = PlanOptions { model: "tiny".into(), min_stages: 1, use_all_nodes: false, mean_tokens: 13.0, max_tokens: 16, mean_labels: 3.0, cache_bytes: 1_000_000, ..PlanOptions::default() };

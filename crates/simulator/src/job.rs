@@ -109,6 +109,7 @@ fn start_of_sizes(job: &Job, model: &str, cost: ModelCost, layers: u32, sizes: V
         seed: job.seed,
         checkpoint_steps: CHECKPOINT_STEPS,
         gradients: Default::default(),
+        weights: Default::default(),
     };
     RunStart { run: RunId(1), spec, cost, plan, wait_for_nodes: 1 }
 }

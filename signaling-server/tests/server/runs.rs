@@ -3,10 +3,11 @@
 use super::support::{Client, Device, House, refusal, tiny_config, tiny_data};
 use barycenter_core::order::SampleOrder;
 use barycenter_core::schedule::steps_per_epoch;
+use barycenter_model::names;
 use barycenter_model::{MemoryTensors, ModelConfig, RawTensor, write_safetensors};
 use barycenter_protocol::SampleId;
 use barycenter_protocol::api::{AskReply, AskRequest, PlanPreview, RunInfo, RunRequest, RunState, RunView};
-use barycenter_protocol::control::{Assignment, FromNode, Holding, Phase, PhaseKind, StepReport, ToNode};
+use barycenter_protocol::control::{Assignment, FromNode, Holding, Phase, PhaseKind, StepReport, ToNode, WeightFormat};
 use reqwest::{Method, StatusCode};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -215,6 +216,37 @@ async fn a_run_goes_from_plan_to_exact_match_and_download() {
     assert_eq!(kept.info, view.info);
     let (status, sentence) = refusal(house.client.post("/api/ask", &AskRequest { prompt: "lamp".into(), run: None, max_new_tokens: None }).await).await;
     assert_eq!(status, StatusCode::CONFLICT, "nobody is there to answer: {sentence}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_in_another_format_are_planned_for_and_asked_of_the_devices() {
+    let house = house_with_data().await;
+    let client = &house.client;
+    let mut desktop = Device::join(client, "desktop").await;
+    let mut fill_bytes = Vec::new();
+    for weights in [WeightFormat::Keep, WeightFormat::F16, WeightFormat::Int8] {
+        let preview: PlanPreview = client.post("/api/plan", &RunRequest { weights, ..request() }).await.json().await.unwrap();
+        fill_bytes.push(preview.plan.reasons[0].fill_memory_bytes);
+    }
+    // The file has f32, and every matrix has rows of whole blocks of 32 values, which take 34 bytes.
+    let values = names::parameter_count(&ModelConfig::parse(&tiny_config().to_string()).unwrap()) as u64;
+    let [keep, f16, int8] = fill_bytes[..] else { panic!("three plans") };
+    let vectors = 5 * 32 * 4; // the norms stay as they are
+    assert!(keep - f16 <= 2 * values && keep - f16 >= 2 * values - vectors, "{fill_bytes:?}, {values} values");
+    let in_blocks = 4 * values - values * 34 / 32;
+    assert!(keep - int8 <= in_blocks && keep - int8 >= in_blocks - vectors, "{fill_bytes:?}, {values} values");
+
+    let (status, sentence) = refusal(client.post("/api/plan", &serde_json::json!({"model": "tiny", "dataset": "home", "weights": "int3"})).await).await;
+    assert!(status == StatusCode::BAD_REQUEST && sentence.contains("int3") && sentence.contains("int8"), "{status} {sentence}");
+
+    assert!(client.post("/api/runs", &RunRequest { weights: WeightFormat::Int8, ..request() }).await.status().is_success());
+    while let Some(message) = desktop.hear().await {
+        if let ToNode::Prepare(assignment) = message {
+            assert_eq!(assignment.spec.weights, WeightFormat::Int8);
+            return;
+        }
+    }
+    panic!("the device was never told to get ready");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,20 @@
 //! The settings of a run as typed by a person; an empty one is left to the server.
 
-import type { RunRequest } from '../protocol';
+import type { RunRequest, WeightFormat } from '../protocol';
 
 /** Settings that have a field. */
 export type SettingKey = 'epochs' | 'reduction' | 'tap_every' | 'batch' | 'learning_rate' | 'warmup_steps' | 'seed' | 'exact_match_rows';
 
-/** What stands in the fields. */
-export type SettingTexts = Partial<Record<SettingKey, string>>;
+/** What stands in the fields; of the weights, what is chosen. */
+export type SettingTexts = Partial<Record<SettingKey, string>> & { weights?: WeightFormat };
+
+/** How devices may hold the frozen weights; the first is the server's default. */
+export const WEIGHT_FORMATS: readonly { format: WeightFormat; label: string }[] = [
+  { format: 'keep', label: 'as they are stored' },
+  { format: 'f16', label: 'f16: half precision' },
+  { format: 'int8', label: 'int8: about half of f16' },
+  { format: 'int4', label: 'int4: a quarter, less exact' },
+];
 
 interface Setting {
   key: SettingKey;
@@ -44,5 +52,6 @@ export function requestOf(model: string, dataset: string, texts: SettingTexts): 
     }
     request[key] = value;
   }
+  if (texts.weights && texts.weights !== 'keep') request.weights = texts.weights;
   return { request };
 }

@@ -8,7 +8,7 @@ import { bytes, count, duration, plural } from '../format';
 import type { DatasetInfo, DatasetPreview, ModelInfo, NodeView, PlanPreview, RunRequest } from '../protocol';
 import { change, comparison, modelFacts, plannedDevices, plannedLinks, predictedPhases } from '../story';
 import { ActionButton, Notice } from '../ui';
-import { SETTINGS, requestOf } from './settings';
+import { SETTINGS, WEIGHT_FORMATS, requestOf } from './settings';
 import type { SettingTexts } from './settings';
 
 /** The plan is asked for once typing and joining have been quiet for so long. */
@@ -289,6 +289,21 @@ function Settings({ texts, onChange }: { texts: SettingTexts; onChange: (texts: 
             <small>{help}</small>
           </label>
         ))}
+        <label class="field">
+          <span>Weights on the devices</span>
+          <select
+            value={texts.weights ?? 'keep'}
+            data-testid="setting-weights"
+            onChange={(event) => onChange({ ...texts, weights: WEIGHT_FORMATS.find(({ format }) => format === event.currentTarget.value)?.format ?? 'keep' })}
+          >
+            {WEIGHT_FORMATS.map(({ format, label }) => (
+              <option key={format} value={format}>
+                {label}
+              </option>
+            ))}
+          </select>
+          <small>Smaller ones let a larger model fit; what is learnt stays exact.</small>
+        </label>
       </div>
     </details>
   );

@@ -3,8 +3,10 @@
 import { sentence } from '../api';
 import type { BackendChoice, NodeEvent, StartMessage, ToWorker } from '../node-events';
 import { startRtcBridge } from '../rtc-bridge';
+import type { ThreadPlan } from '../threads';
 
 const WASM_URL = '/assets/node_bg.wasm';
+const THREADED_WASM_URL = '/assets/node_threads_bg.wasm';
 const WORKER_URL = '/assets/worker.js';
 /** Time the wasm node gets to say goodbye before its Worker is ended. */
 const LEAVE_MILLIS = 2000;
@@ -24,13 +26,20 @@ export interface Stay {
   leave(): void;
 }
 
-let compiled: Promise<WebAssembly.Module> | null = null;
+/** The compiled node, and with how many threads it is to compute. */
+export interface CompiledNode {
+  wasmModule: WebAssembly.Module;
+  threads: number;
+  threadsRemark: string;
+}
+
+let compiled: Promise<CompiledNode> | null = null;
 let onFetched: (fraction: number | null) => void = () => undefined;
 
 /** Fetches and compiles the node, once; the latest `onProgress` gets the part that has arrived, 0 … 1, where it is known. */
-export function compileNode(onProgress: (fraction: number | null) => void): Promise<WebAssembly.Module> {
+export function compileNode(plan: ThreadPlan, onProgress: (fraction: number | null) => void): Promise<CompiledNode> {
   onFetched = onProgress;
-  compiled ??= fetchNode().catch((error: unknown) => {
+  compiled ??= fetchPlanned(plan).catch((error: unknown) => {
     compiled = null;
     throw error;
   });
@@ -38,16 +47,18 @@ export function compileNode(onProgress: (fraction: number | null) => void): Prom
 }
 
 /** Starts the node; every event goes to `onEvent`, the last one is `left` or a fatal `error`. */
-export function startStay(wasmModule: WebAssembly.Module, options: StayOptions, onEvent: (event: NodeEvent) => void): Stay {
+export function startStay(node: CompiledNode, options: StayOptions, onEvent: (event: NodeEvent) => void): Stay {
   const worker = new Worker(WORKER_URL, { type: 'module', name: 'barycenter node' });
   const channel = new MessageChannel();
   const bridge = startRtcBridge(channel.port1);
+  const failures = new BroadcastChannel(`barycenter threads ${crypto.randomUUID()}`);
   let over = false;
   const end = (event: NodeEvent): void => {
     if (over) return;
     over = true;
     bridge.close();
     channel.port1.close();
+    failures.close();
     worker.terminate();
     onEvent(event);
   };
@@ -59,7 +70,10 @@ export function startStay(wasmModule: WebAssembly.Module, options: StayOptions, 
     event.preventDefault();
     end({ type: 'error', fatal: true, message: sentence(event.message || 'the compute engine could not be loaded: reload this page') });
   };
-  const start: StartMessage = { type: 'start', wasmModule, origin: location.origin, rtcPort: channel.port2, ...options };
+  failures.onmessage = ({ data }: MessageEvent<string>) => {
+    end({ type: 'error', fatal: true, message: `The node stopped unexpectedly (${data}): reload this page to join again.` });
+  };
+  const start: StartMessage = { type: 'start', origin: location.origin, rtcPort: channel.port2, failures: failures.name, ...node, ...options };
   worker.postMessage(start, [channel.port2]);
   return {
     leave() {
@@ -100,8 +114,18 @@ export function keepScreenOn(onChange: (state: 'on' | 'off' | 'unsupported') => 
   };
 }
 
-async function fetchNode(): Promise<WebAssembly.Module> {
-  const response = await fetch(WASM_URL);
+async function fetchPlanned({ threads, remark }: ThreadPlan): Promise<CompiledNode> {
+  if (threads === 1) return { wasmModule: await fetchNode(WASM_URL), threads, threadsRemark: remark };
+  try {
+    return { wasmModule: await fetchNode(THREADED_WASM_URL), threads, threadsRemark: '' };
+  } catch {
+    // Built on a computer that could not make it, or too much for this browser.
+    return { wasmModule: await fetchNode(WASM_URL), threads: 1, threadsRemark: 'one thread, because the server offers no module with threads that this browser takes' };
+  }
+}
+
+async function fetchNode(address: string): Promise<WebAssembly.Module> {
+  const response = await fetch(address);
   if (!response.ok || !response.body) throw new Error(`The compute engine could not be fetched (status ${response.status}): reload this page.`);
   // The length on the wire says nothing about a compressed body, so only an uncompressed one shows a fraction.
   const length = response.headers.has('content-encoding') ? 0 : Number(response.headers.get('content-length') ?? 0);

@@ -21,20 +21,62 @@ const ROWS: usize = 64;
 const COLS: usize = 512;
 /// Below this many rows a copy of b costs more than it saves.
 const FEW_ROWS: usize = 3;
+/// Fewer products than this are not worth waking another thread (about 30 µs of work).
+#[cfg(threads)]
+const PARALLEL_PRODUCTS: usize = 1 << 18;
+/// Fewer rows than this are no thread's share: each copies b for itself.
+#[cfg(threads)]
+const SHARE_ROWS: usize = 16;
 
 thread_local! {
     /// Room for a block of a and one of b, kept from product to product.
     static BLOCKS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// [`gemm`], whose rows several threads share out if that pays. A row's sums do not depend on how many there are.
+pub(super) fn product(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+    (m, n, k): (usize, usize, usize),
+    accumulate: bool,
+    threads: bool,
+) {
+    #[cfg(threads)]
+    {
+        let count = simd::threads();
+        if threads && count > 1 && m >= 2 * SHARE_ROWS && m * n * k >= PARALLEL_PRODUCTS {
+            use rayon::prelude::*;
+            // Tall matrices in more pieces than threads, so that a slow processor gets fewer.
+            let pieces = if m >= 4 * count * ROWS { 2 * count } else { count };
+            let rows = m.div_ceil(pieces).next_multiple_of(HEIGHT).max(SHARE_ROWS);
+            c.par_chunks_mut(rows * c_stride).enumerate().for_each(|(at, c)| {
+                let first = at * rows;
+                if first < m {
+                    in_blocks(Matrix(&a.0[first * a.1.0..], a.1), b, c, c_stride, (rows.min(m - first), n, k), accumulate);
+                }
+            });
+            return;
+        }
+    }
+    let _ = threads;
+    gemm(a, b, c, c_stride, (m, n, k), accumulate);
+}
+
 /// `c (+)= a · b` with `(m, n, k)` sizes; the rows of `c` are contiguous, `c_stride` apart.
-pub(super) fn gemm(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], c_stride: usize, (m, n, k): (usize, usize, usize), accumulate: bool) {
+fn gemm(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], c_stride: usize, (m, n, k): (usize, usize, usize), accumulate: bool) {
     if k == 0 {
         return overwrite(c, c_stride, (m, n), accumulate);
     }
     if m <= FEW_ROWS && (b.1.0 == 1 || b.1.1 == 1) {
         return few_rows(a, b, c, c_stride, (m, n, k), accumulate);
     }
+    in_blocks(a, b, c, c_stride, (m, n, k), accumulate);
+}
+
+/// [`gemm`] of any size but without depth, by tiles.
+fn in_blocks(a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], c_stride: usize, (m, n, k): (usize, usize, usize), accumulate: bool) {
     BLOCKS.with_borrow_mut(|(a_block, b_block)| {
         for col in (0..n).step_by(COLS) {
             let cols = COLS.min(n - col);
@@ -291,7 +333,7 @@ mod tests {
                     let (a, b) = (values(len(m, k, a_strides), 1), values(len(k, n, b_strides), 2));
                     let before = values(m * c_stride, 3);
                     let mut c = before.clone();
-                    gemm(Matrix(&a, a_strides), Matrix(&b, b_strides), &mut c, c_stride, (m, n, k), accumulate);
+                    product(Matrix(&a, a_strides), Matrix(&b, b_strides), &mut c, c_stride, (m, n, k), accumulate, true);
                     let element = |i: usize, j: usize| {
                         let sum: f32 = (0..k).map(|d| a[i * a_strides.0 + d * a_strides.1] * b[d * b_strides.0 + j * b_strides.1]).sum();
                         sum + if accumulate { before[i * c_stride + j] } else { 0.0 }

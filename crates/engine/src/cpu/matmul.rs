@@ -121,8 +121,7 @@ pub(super) fn strided(
     assert!(b.1.0 == 1 || b.1.1 == 1, "rows or columns of the right operand are contiguous");
     #[cfg(target_arch = "wasm32")]
     {
-        let _ = threads;
-        super::gemm_wasm::gemm(a, b, c, c_stride, (m, n, k), accumulate);
+        super::gemm_wasm::product(a, b, c, c_stride, (m, n, k), accumulate, threads);
     }
     #[cfg(not(target_arch = "wasm32"))]
     {

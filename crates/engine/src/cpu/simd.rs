@@ -81,9 +81,9 @@ pub(super) fn describe() -> String {
 
 /// Threads the loops are spread over.
 pub(super) fn threads() -> usize {
-    #[cfg(not(target_arch = "wasm32"))]
+    #[cfg(threads)]
     return rayon::current_num_threads();
-    #[cfg(target_arch = "wasm32")]
+    #[cfg(not(threads))]
     return 1;
 }
 
@@ -111,12 +111,12 @@ pub(super) fn for_working_chunks(out: &mut [f32], cols: usize, work: usize, f: i
     if chunk >= rows {
         return f(0, out);
     }
-    #[cfg(not(target_arch = "wasm32"))]
+    #[cfg(threads)]
     {
         use rayon::prelude::*;
         out.par_chunks_mut(chunk * cols).enumerate().for_each(|(index, piece)| f(index * chunk, piece));
     }
-    #[cfg(target_arch = "wasm32")]
+    #[cfg(not(threads))]
     f(0, out);
 }
 
@@ -136,7 +136,7 @@ pub(super) fn for_row_chunks2(
     if chunk >= rows {
         return f(0, a, b);
     }
-    #[cfg(not(target_arch = "wasm32"))]
+    #[cfg(threads)]
     {
         use rayon::prelude::*;
         a.par_chunks_mut(chunk * a_cols)
@@ -144,7 +144,7 @@ pub(super) fn for_row_chunks2(
             .enumerate()
             .for_each(|(index, (a, b))| f(index * chunk, a, b));
     }
-    #[cfg(target_arch = "wasm32")]
+    #[cfg(not(threads))]
     {
         let _ = b_cols;
         f(0, a, b);
@@ -153,7 +153,7 @@ pub(super) fn for_row_chunks2(
 
 /// `f(0), f(1) … f(count − 1)`, on several threads if `elements` of work are enough.
 pub(super) fn map_tasks<R: Send>(count: usize, elements: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
-    #[cfg(not(target_arch = "wasm32"))]
+    #[cfg(threads)]
     if elements >= PARALLEL_ELEMENTS && count > 1 {
         use rayon::prelude::*;
         return (0..count).into_par_iter().map(f).collect();
@@ -164,7 +164,7 @@ pub(super) fn map_tasks<R: Send>(count: usize, elements: usize, f: impl Fn(usize
 
 /// `f` on every job, on several threads if `elements` of work are enough.
 pub(super) fn for_jobs<J: Send>(jobs: Vec<J>, elements: usize, f: impl Fn(J) + Sync + Send) {
-    #[cfg(not(target_arch = "wasm32"))]
+    #[cfg(threads)]
     if elements >= PARALLEL_ELEMENTS && jobs.len() > 1 && threads() > 1 {
         use rayon::prelude::*;
         return jobs.into_par_iter().for_each(f);

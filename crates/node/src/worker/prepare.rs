@@ -9,7 +9,7 @@ use barycenter_engine::optim::AdamWConfig;
 use barycenter_engine::packed::Sequence;
 use barycenter_engine::stage::StageRuntime;
 use barycenter_model::names::Parts;
-use barycenter_model::{Manifest, ManifestTensor, MemoryTensors, ModelConfig, TensorEntry, hash_bytes};
+use barycenter_model::{Manifest, ManifestTensor, MemoryTensors, ModelConfig, TensorEntry, TensorSource, hash_bytes};
 use barycenter_protocol::control::{Assignment, RunSpec};
 use barycenter_transport::platform;
 use bytes::Bytes;
@@ -59,9 +59,11 @@ impl Worker {
             Some(layers) => Parts::stage(&config, layers.clone()),
             None => Parts::head_only(),
         };
-        runtime.load_backbone(&mut model.weights, &parts)?;
+        let mut weights = model.weights.held_as(spec.weights);
+        runtime.load_backbone(&mut weights, &parts)?;
         runtime.cache_as(cache_dtype(spec), &side_config(spec));
-        let backbone_bytes = if backbone_layers.is_some() { model.manifest.bytes_of(&config, &parts)? } else { 0 };
+        let held = |(name, _): (String, &ManifestTensor)| weights.entry(&name).map_or(0, |entry| entry.end - entry.start);
+        let backbone_bytes = if backbone_layers.is_some() { model.manifest.entries(&config, &parts)?.into_iter().map(held).sum() } else { 0 };
         self.meter.update(|c| c.backbone_bytes = backbone_bytes);
         if let Some(side_layers) = side_layers {
             let side_config = side_config(spec);
@@ -154,7 +156,8 @@ impl Worker {
 
     async fn open_cache(&mut self, spec: &RunSpec) -> Result<(), JobError> {
         let taps: Vec<String> = spec.tapped().map(|tap| tap.to_string()).collect();
-        let form = format!("{}\n{}\n{CACHE_FORMAT}\n{:?}\n{}", spec.model_hash, spec.dataset_hash, spec.cache, taps.join(","));
+        // Rounded weights give other taps.
+        let form = format!("{}\n{}\n{CACHE_FORMAT}\n{:?}\n{:?}\n{}", spec.model_hash, spec.dataset_hash, spec.weights, spec.cache, taps.join(","));
         let key = hash_bytes(form.as_bytes())[..32].to_owned();
         if self.cache.as_ref().is_some_and(|(open, _)| *open == key) {
             return Ok(());
