@@ -68,7 +68,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
     let mean_tokens = tokens as f64 / count;
     let adapter = side::adapter_parameter_count(config, reduction).map_err(Refusal::bad)?;
     let stored = side::model_cost(config, reduction, model.info.bytes, mean_tokens).map_err(Refusal::bad)?;
-    let cost = side::held_as(stored, config, manifest, request.weights)?;
+    let cost = side::held_as(stored, config, &manifest, request.weights).map_err(|error| Refusal::bad(error.to_string()))?;
     let parts = cost.layers.iter().chain([&cost.embedding, &cost.head]);
     let held_bytes = parts.map(|part| part.weight_bytes).sum::<u64>() - cost.shared_bytes;
     let options = PlanOptions {
