@@ -4,8 +4,8 @@
 //
 // Ours is a linear layer's product, A · Bᵀ; TensorFlow.js is measured both ways, because its wasm back end has its fast kernel
 // for A · B only. Needs the built browser node: `cargo xtask web`. WebGPU is Chromium's software adapter where the machine has
-// no GPU. Everybody gets one thread (the page is not cross-origin isolated), warms up first, and fills the same time with
-// products before the clock is read.
+// no GPU. In one page everybody gets one thread (it is not cross-origin isolated), in another, on wasm, two: ours and
+// TensorFlow.js, for jax-js has no threads. All warm up first, and fill the same time with products before the clock is read.
 
 import { build } from 'esbuild';
 import { readFile, writeFile } from 'node:fs/promises';
@@ -39,9 +39,9 @@ const tensorflow = `
   import { setThreadsCount, setWasmPaths } from '@tensorflow/tfjs-backend-wasm';
   import '@tensorflow/tfjs-backend-webgpu';
   import { rate } from './timing.js';
-  export async function measure(backend, size, transposed) {
+  export async function measure(threads, backend, size, transposed) {
     setWasmPaths('/');
-    setThreadsCount(1);
+    setThreadsCount(threads);
     if (!(await tf.setBackend(backend))) throw new Error('no back end ' + backend);
     await tf.ready();
     const [a, b] = [tf.randomUniform([size, size]), tf.randomUniform([size, size])];
@@ -54,7 +54,7 @@ const tensorflow = `
 const jax = `
   import { defaultDevice, init, numpy as np } from '@jax-js/jax';
   import { rate } from './timing.js';
-  export async function measure(backend, size, transposed) {
+  export async function measure(threads, backend, size, transposed) {
     if (!(await init(backend)).includes(backend)) throw new Error('no device ' + backend);
     defaultDevice(backend);
     const make = () => np.array(Float32Array.from({ length: size * size }, Math.random)).reshape([size, size]);
@@ -68,9 +68,20 @@ const jax = `
 const worker = `
   import * as tensorflow from '/tensorflow.js';
   import * as jax from '/jax.js';
-  const node = await import('/assets/node.js');
-  await node.default({ module_or_path: '/assets/node_bg.wasm' });
-  const ours = { measure: async (backend, size, weights) => (await node.matmul_rates(backend, [size])).find((row) => row.weights === weights).gflops };
+  import { loadNode } from '/assets/load-node.js';
+  const load = (threads) => loadNode({
+    wasmModule: threads > 1 ? '/assets/node_threads_bg.wasm' : '/assets/node_bg.wasm',
+    threads, threadsRemark: '', memoryBudgetBytes: 2 ** 30, failures: 'bench',
+  });
+  let node;
+  const ours = {
+    async measure(threads, backend, size, weights) {
+      node ??= await load(threads);
+      const { backend: { description } } = await node.self_test('cpu');
+      if (!description.endsWith(threads > 1 ? threads + ' threads' : '1 thread')) throw new Error(description);
+      return (await node.matmul_rates(backend, [size])).find((row) => row.weights === weights).gflops;
+    },
+  };
   const whose = { ours, tensorflow, jax };
   onmessage = async ({ data: [who, ...what] }) => {
     try {
@@ -105,34 +116,45 @@ try {
   for (const file of ['tfjs-backend-wasm-simd.wasm', 'tfjs-backend-wasm.wasm', 'tfjs-backend-wasm-threaded-simd.wasm']) {
     routes[`/${file}`] = await readFile(join(here, 'node_modules/@tensorflow/tfjs-backend-wasm/dist', file));
   }
-  const address = await harness.files(dist, routes, { isolated: false });
   const browser = await harness.browser({ webgpu: true });
-  const { page: tab } = await harness.page(browser);
-  await tab.goto(`${address}/bench.html`);
-  await tab.waitForFunction(() => 'measure' in window);
+  const open = async (isolated) => {
+    const address = await harness.files(dist, routes, { isolated });
+    const { page: tab } = await harness.page(browser);
+    await tab.goto(`${address}/bench.html`);
+    await tab.waitForFunction(() => 'measure' in window);
+    return tab;
+  };
+  const tabs = { 1: await open(false), 2: await open(true) };
   const rows = [];
   for (const [backend, ourBackend] of [['wasm', 'cpu'], ['webgpu', 'gpu']]) {
     for (const size of sizes[backend]) {
       const contenders = [
-        ['Barycenter, A · Bᵀ', ['ours', ourBackend, size, 'f32']],
+        ['Barycenter, A · Bᵀ', ['ours', 1, ourBackend, size, 'f32']],
         // int8 weights and activations, counted as the same product: nothing that the others have.
-        ...(backend === 'wasm' ? [['Barycenter, 8 bits', ['ours', ourBackend, size, 'int8']]] : []),
-        ['TensorFlow.js, A · Bᵀ', ['tensorflow', backend, size, true]],
-        ['TensorFlow.js, A · B', ['tensorflow', backend, size, false]],
-        ['jax-js, A · Bᵀ', ['jax', backend, size, true]],
-        ['jax-js, A · B', ['jax', backend, size, false]],
+        ...(backend === 'wasm' ? [['Barycenter, 8 bits', ['ours', 1, ourBackend, size, 'int8']]] : []),
+        ['TensorFlow.js, A · Bᵀ', ['tensorflow', 1, backend, size, true]],
+        ['TensorFlow.js, A · B', ['tensorflow', 1, backend, size, false]],
+        ['jax-js, A · Bᵀ', ['jax', 1, backend, size, true]],
+        ['jax-js, A · B', ['jax', 1, backend, size, false]],
       ];
+      if (backend === 'wasm') {
+        contenders.push(
+          ['Barycenter, A · Bᵀ, 2 threads', ['ours', 2, ourBackend, size, 'f32']],
+          ['TensorFlow.js, A · Bᵀ, 2 threads', ['tensorflow', 2, backend, size, true]],
+          ['TensorFlow.js, A · B, 2 threads', ['tensorflow', 2, backend, size, false]],
+        );
+      }
       const best = new Map();
       for (let round = 0; round < rounds; round++) {
         for (const [name, what] of contenders) {
-          const value = await tab.evaluate((asked) => window.measure(asked), what);
+          const value = await tabs[what[1]].evaluate((asked) => window.measure(asked), what);
           if (typeof value !== 'number') throw new Error(`${name}, ${backend}: ${value}`);
           best.set(name, Math.max(best.get(name) ?? 0, value));
         }
       }
       for (const [name, gflops] of best) {
         rows.push({ backend, size, name, gflops });
-        console.log(`${backend.padEnd(7)} ${String(size).padStart(4)}  ${name.padEnd(24)} ${gflops.toFixed(2).padStart(8)} GFLOP/s`);
+        console.log(`${backend.padEnd(7)} ${String(size).padStart(4)}  ${name.padEnd(32)} ${gflops.toFixed(2).padStart(8)} GFLOP/s`);
       }
     }
   }

@@ -16,9 +16,11 @@ import { Household } from '../tests/browser/household.mjs';
 const { values: options } = parseArgs({ options: { rounds: { type: 'string', default: '5' } } });
 process.env.BARYCENTER = program;
 
-const wasm = readFileSync(join(dist, 'assets/node_bg.wasm'));
 const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(2)} MiB`;
-console.log(`node_bg.wasm: ${mib(wasm.length)}, ${mib(gzipSync(wasm, { level: 9 }).length)} gzip, ${mib(brotliCompressSync(wasm).length)} brotli`);
+for (const name of ['node_bg.wasm', 'node_threads_bg.wasm']) {
+  const wasm = readFileSync(join(dist, 'assets', name));
+  console.log(`${name}: ${mib(wasm.length)}, ${mib(gzipSync(wasm, { level: 9 }).length)} gzip, ${mib(brotliCompressSync(wasm).length)} brotli`);
+}
 
 const harness = new Harness();
 try {

@@ -126,7 +126,7 @@ export function placeOf(view: StayView): string {
 export function testSentence(test: NonNullable<StayView['selfTest']>): string {
   const on = test.backend.kind === 'webgpu' ? 'GPU' : 'processor';
   return test.ok
-    ? `Computes correctly on its ${on} at ${gflops(test.gflops)}.`
+    ? `Computes correctly on its ${on} at ${gflops(test.gflops)}${test.backend.description ? ` (${test.backend.description})` : ''}.`
     : `Its ${on} computes wrong numbers (error ${test.largestError.toExponential(1)}), so it cannot take part: update the browser or the graphics driver, or join with the processor.`;
 }
 
