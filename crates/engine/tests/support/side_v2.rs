@@ -95,6 +95,10 @@ impl Run {
         let mut trainer = self.trainer(device);
         let mut worst = (0.0f32, String::new());
         let mut hold = |name: String, got: &[f32], expected: &[f32]| {
+            // Softmax does not see a bias of the keys: its gradient is 0 but for rounding, which AdamW turns into whole steps.
+            let is_free = |at: &usize| name.ends_with("qkv.bias") && (expected.len() / 3..expected.len() / 3 * 2).contains(at);
+            let kept = |values: &[f32]| values.iter().enumerate().filter(|(at, _)| !is_free(at)).map(|(_, value)| *value).collect::<Vec<_>>();
+            let (got, expected) = (&kept(got), &kept(expected));
             assert_eq!(got.len(), expected.len(), "{name}");
             let size = expected.iter().fold(1e-30f32, |size, value| size.max(value.abs()));
             let off = got.iter().zip(expected).fold(0f32, |most, (got, expected)| most.max((got - expected).abs())) / size;
