@@ -41,6 +41,7 @@ impl Adapter {
                 let layers = numbers("layers").filter(|layers| !layers.is_empty()).context("adapter_config.json has no layers")?;
                 Ok(Self::Bottlenecks(BottleneckConfig { reduction: reduction()?, layers: layers[0]..layers[layers.len() - 1] + 1 }))
             }
+            ("parallel_adapter", Some(2)) => anyhow::bail!("adapter_config.json is of parallel adapters, version 2, which give classes or numbers and answer no prompts"),
             (method, version) => anyhow::bail!(
                 "adapter_config.json is of method {method:?}, version {version:?}: expected parallel_adapter or adapters of version 1, or a LoRA of PEFT"
             ),

@@ -87,14 +87,19 @@ pub struct Options {
     #[arg(long)]
     last_layers: Option<usize>,
     /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none).
-    /// Parallel adapters keep the output of every layer they read (default: int8); of encoders and encoder-decoder models it
-    /// may be none.
+    /// Parallel adapters keep the output of every layer they read (default: int8; version 2: int8 components of it, so no type is
+    /// given); of encoders and encoder-decoder models it may be none.
     #[arg(long)]
     cache: Option<Cache>,
     #[command(flatten)]
     side: SideOptions,
     #[command(flatten)]
     sentences: SentenceOptions,
+    /// Parallel adapters: 1 reads layers' whole outputs; 2, for sentences and pairs of sentences, reads principal
+    /// components of every second one, each sentence run by itself, from a cache more than 16 times smaller (default: 2
+    /// for --task classify, else 1).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2))]
+    adapter_version: Option<u32>,
     /// Held-out rows (default: every tenth row, by seed).
     #[arg(long)]
     held_out: Option<PathBuf>,
@@ -128,6 +133,22 @@ pub struct Options {
     /// Write losses, times and results as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether the method is parallel adapters of version 2.
+    fn is_version_2(&self, task: Task) -> bool {
+        let usual = if task == Task::Classify { 2 } else { 1 };
+        self.method == Method::ParallelAdapter && self.adapter_version.unwrap_or(usual) == 2
+    }
+
+    /// Refuses a version of parallel adapters that is not there for the method or the task.
+    fn check_adapter_version(&self, task: Task) -> Result<()> {
+        let Some(version) = self.adapter_version else { return Ok(()) };
+        ensure!(self.method == Method::ParallelAdapter, "--adapter-version {version} is of parallel adapters: use it with --method parallel_adapter");
+        ensure!(version == 1 || matches!(task, Task::Classify | Task::Regress), "--adapter-version 2 is for encoders that classify or regress: choose --adapter-version 1, or leave it out");
+        Ok(())
+    }
 }
 
 /// Everything a method needs.

@@ -103,7 +103,8 @@ fn an_encoder_learns_classes_by_every_method() {
         let out = folder.path().join(method);
         // All weights together move the outputs further.
         let rate = if method == "full" { "5e-3" } else { "1e-2" };
-        let report = train(&model, &data, &["--task", "classify", "--method", method, "--learning-rate", rate, "--reduction", "4", "--out", text(&out)]);
+        let version: &[&str] = if method == "parallel_adapter" { &["--adapter-version", "1"] } else { &[] };
+        let report = train(&model, &data, &[&["--task", "classify", "--method", method, "--learning-rate", rate, "--reduction", "4", "--out", text(&out)], version].concat());
         let (losses, accuracy) = (of_epochs(&report, "loss"), of_epochs(&report, "accuracy"));
         assert!(losses[3] < losses[0], "{method}: {losses:?}");
         // Narrow blocks in a random model of width 24 need more than four epochs.
@@ -134,12 +135,45 @@ fn an_encoder_learns_classes_by_every_method() {
     let held_out = folder.path().join("held_out.tsv");
     std::fs::write(&held_out, format!("label\tsentence\n{}\n", rows[..20].join("\n"))).expect("written");
     means_the_same_in_python(&model, &data, &held_out);
-    let uncached = of_epochs(&train(&model, &data, &["--reduction", "4", "--cache", "none"]), "loss");
-    let cached = of_epochs(&train(&model, &data, &["--reduction", "4"]), "loss");
+    let version_1 = ["--reduction", "4", "--adapter-version", "1"];
+    let uncached = of_epochs(&train(&model, &data, &[&version_1[..], &["--cache", "none"]].concat()), "loss");
+    let cached = of_epochs(&train(&model, &data, &version_1), "loss");
     assert!(uncached.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 2e-3 * a), "{uncached:?} {cached:?}");
     let last = ["--method", "lora", "--last-layers", "1"];
     let (whole, boundary) = (of_epochs(&train(&model, &data, &last), "loss"), of_epochs(&train(&model, &data, &[&last[..], &["--cache", "f16"]].concat()), "loss"));
     assert!(whole.iter().zip(&boundary).all(|(a, b)| (a - b).abs() < 2e-3 * a), "{whole:?} {boundary:?}");
+}
+
+/// Version 2, which classification takes where nothing is said: one sentence, and pairs.
+#[test]
+fn an_encoder_learns_classes_from_components() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = model(folder.path(), "bert-classify");
+    let single: Vec<String> = words(96).map(|word| format!("{}\t{word}", if is_low(&word) { "low" } else { "high" })).collect();
+    let list: Vec<String> = words(100).collect();
+    let pairs: Vec<String> = (0..96).map(|i| (&list[i], &list[i + 3 + i % 4 / 2])).map(|(a, b)| format!("{}\t{a}\t{b}", if is_low(a) == is_low(b) { "same" } else { "other" })).collect();
+    let cases = [("label\tsentence", &single, 1u64, json!(["high", "low"])), ("label\tsentence1\tsentence2", &pairs, 2, json!(["other", "same"]))];
+    for (header, rows, sentences, labels) in cases {
+        let (data, out) = (folder.path().join(format!("{sentences}.tsv")), folder.path().join(format!("out{sentences}")));
+        std::fs::write(&data, format!("{header}\n{}\n", rows.join("\n"))).expect("written");
+        let report = train(&model, &data, &["--learning-rate", "1e-2", "--reduction", "4", "--out", text(&out)]);
+        let losses = of_epochs(&report, "loss");
+        assert!(losses[3] < losses[0], "{sentences}: {losses:?}");
+        assert!(of_epochs(&report, "accuracy").iter().chain(&of_epochs(&report, "f1")).all(|value| (0.0..=1.0).contains(value)));
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(out.join("adapter_config.json")).expect("written")).expect("JSON");
+        let described = [&config["version"], &config["taps"], &config["components"], &config["sentences"], &config["encode_sentences"]].map(Value::clone);
+        assert_eq!(described, [json!(2), json!([0, 2]), json!(6), json!(sentences), json!("separate")]);
+        assert_eq!(serde_json::from_str::<Value>(&std::fs::read_to_string(out.join("labels.json")).expect("written")).expect("JSON")["labels"], labels);
+        let names = tensor_names(&out.join("adapter_model.safetensors"));
+        let expected = ["head.weight", "side.mix", "cache.components.1", if sentences == 2 { "side.align.weight" } else { "side.layers.0.qkv.weight" }];
+        assert!(expected.iter().all(|name| names.contains(&name.to_string())), "{names:?}");
+        // Two taps of six bytes and a scale a token, and 24 halves a sentence.
+        let letters: usize = rows.iter().map(|row| row.split('\t').skip(1).map(|text| text.split(' ').count()).sum::<usize>()).sum();
+        let tokens = letters as u64 + 2 * sentences * rows.len() as u64;
+        assert_eq!(report["cache_bytes"].as_u64(), Some(2 * (tokens * 8 + rows.len() as u64 * sentences * 48)), "{sentences}");
+        let uncached = of_epochs(&train(&model, &data, &["--learning-rate", "1e-2", "--reduction", "4", "--cache", "none"]), "loss");
+        assert!(uncached.iter().zip(&losses).all(|(a, b)| (a - b).abs() < 1e-4 * a), "{uncached:?} {losses:?}");
+    }
 }
 
 #[test]
@@ -204,7 +238,7 @@ fn what_does_not_fit_is_refused_in_one_sentence() {
     let pairs = file("pairs.jsonl", "{\"input\":\"a b\",\"target\":\"b a\"}\n{\"input\":\"c\",\"target\":\"c\"}\n");
     let one = file("one.tsv", "text\tlabel\na b\tyes\nc d\tyes\n");
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo");
-    let cases: [(&Path, &Path, &[&str], &str); 12] = [
+    let cases: [(&Path, &Path, &[&str], &str); 15] = [
         (&bert, &classes, &["--task", "prompt"], "--task prompt is not for an encoder such as this bert: choose --task classify or regress"),
         (&t5, &pairs, &["--task", "classify"], "choose --task seq2seq"),
         (&demo, &classes, &["--task", "classify"], "a decoder such as this llama"),
@@ -213,8 +247,11 @@ fn what_does_not_fit_is_refused_in_one_sentence() {
         (&bert, &one, &[], "one.tsv has 1 class"),
         (&bert, &pairs, &[], "line 1 of pairs.jsonl"),
         (&bert, &classes, &["--max-tokens", "99"], "--max-tokens 99 must be 1 to 24"),
-        (&bert, &classes, &["--gate-temperature", "0"], "--gate-temperature must be a number above 0"),
+        (&bert, &classes, &["--gate-temperature", "0", "--adapter-version", "1"], "--gate-temperature must be a number above 0"),
         (&bert, &classes, &["--method", "lora", "--last-layers", "1", "--cache", "int8"], "--cache int8 is for parallel adapters"),
+        (&bert, &classes, &["--cache", "f16"], "version 2, which keep int8"),
+        (&bert, &classes, &["--adapter-version", "2", "--method", "lora"], "use it with --method parallel_adapter"),
+        (&t5, &pairs, &["--adapter-version", "2"], "is for encoders that classify or regress"),
         (&bert, &classes, &["--method", "full", "--cache", "f16"], "leave it out"),
         (&t5, &pairs, &["--method", "lora", "--last-layers", "1"], "an encoder and a decoder"),
     ];

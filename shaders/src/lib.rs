@@ -64,6 +64,8 @@ kernels![
     "scale_rows",
     "scaled_add",
     "scatter_rows",
+    "segment_max",
+    "segment_max_grad",
     "softmax_grad",
     "softmax_loss",
     "softmax_stats",

@@ -116,7 +116,9 @@ impl Data {
         let file = DataFile::read(&options.data)?;
         let held_out = options.held_out.as_deref().map(DataFile::read).transpose()?;
         let seed = options.seed.unwrap_or(1);
-        let mut data = match file.task(options.task.for_model(&model.config)?) {
+        let task = file.task(options.task.for_model(&model.config)?);
+        options.check_adapter_version(task)?;
+        let mut data = match task {
             Task::Chat => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
                 Self::chats(&file, held_out.as_ref(), &ChatTemplate::from_folder(&model.path, now)?, tokenizer, context, seed)?

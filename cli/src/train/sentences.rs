@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use barycenter_engine::Sample;
 use barycenter_engine::packed::Sequence;
 use barycenter_model::TextTokenizer;
-use barycenter_model::dataset::{ClassNames, Columns, Goal, LabelledAt, Row, SentenceRow, SentenceSample, Target, read_sentences, tokenise_sentences};
+use barycenter_model::dataset::{ClassNames, Columns, Goal, LabelledAt, Row, SentenceRow, SentenceSample, Target, read_sentences, tokenise_apart, tokenise_sentences};
 
 /// Where a table's columns are, and how much of a row is read.
 #[derive(clap::Args)]
@@ -45,7 +45,11 @@ pub(super) fn read(options: &Options, file: &DataFile, held_out: Option<&DataFil
     let all = rows(file)?;
     let goal = if task == Task::Regress { Goal::Number } else { Goal::Classes(ClassNames::of(&file.name, &all)?) };
     let (train, dev) = split_rows(all, held_out.map(rows).transpose()?, options.seed.unwrap_or(1), as_row);
-    let tokenise = |file: &DataFile, rows: &[SentenceRow]| tokenise_sentences(&file.name, rows, &goal, tokenizer, LabelledAt::First, max_tokens);
+    let apart = options.is_version_2(task);
+    let tokenise = |file: &DataFile, rows: &[SentenceRow]| match apart {
+        true => tokenise_apart(&file.name, rows, &goal, tokenizer, max_tokens),
+        false => tokenise_sentences(&file.name, rows, &goal, tokenizer, LabelledAt::First, max_tokens),
+    };
     let (mut sentences, dev) = (tokenise(file, &train)?, tokenise(held_out.unwrap_or(file), &dev)?);
     if sentences.cut + dev.cut > 0 {
         println!("{} of {} rows were cut to {max_tokens} tokens", sentences.cut + dev.cut, sentences.samples.len() + dev.samples.len());
@@ -61,5 +65,5 @@ fn sample(sentence: SentenceSample) -> Sample {
         Target::Number(value) => (0, Some(value)),
     };
     let sequence = Sequence { ids: sentence.ids, labels: vec![(sentence.position, class)] };
-    Sample { token_types: sentence.types, value, ..sequence.into() }
+    Sample { token_types: sentence.types, sentence_starts: sentence.starts, value, ..sequence.into() }
 }

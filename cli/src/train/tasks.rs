@@ -2,7 +2,7 @@
 
 use super::full::{full_config, write_model};
 use super::tuned::{Cache, inserts};
-use super::{Job, Method, epochs, write_json, write_result};
+use super::{Job, Method, Task, epochs, write_json, write_result};
 use crate::model::{Model, WeightFormat, refuse_packed};
 use anyhow::{Result, bail, ensure};
 use barycenter_core::order::SampleOrder;
@@ -12,6 +12,7 @@ use barycenter_engine::heads::{fresh_parts, trained_head};
 use barycenter_engine::lora::PeftConfig;
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::parallel::ParallelTrainer;
+use barycenter_engine::side_v2::{SideV2Config, SideV2Trainer};
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::train_full::FullTrainer;
 use barycenter_engine::trainer::{self, SampleEntries, Trainer};
@@ -51,6 +52,7 @@ enum Training {
     Full(Box<FullTrainer>),
     Tuned(Box<Tuner>),
     Parallel(Box<ParallelTrainer>, ChainsConfig),
+    Version2(Box<SideV2Trainer>),
 }
 
 impl Training {
@@ -61,6 +63,12 @@ impl Training {
             refuse_packed(options.weights)?;
             ensure!(options.cache.is_none_or(|cache| cache == Cache::None), "--cache keeps what frozen layers give, and full fine-tuning has none: leave it out");
             return Ok(Self::Full(Box::new(FullTrainer::load(device, config, weights, training)?)));
+        }
+        if is_version_2(job) {
+            ensure!(options.cache.is_none_or(|cache| cache == Cache::None), "--cache f16 and f32 are not there for parallel adapters of version 2, which keep int8: leave --cache out, or choose none");
+            let sentences = job.data.samples.iter().map(|sample| sample.sentence_starts.len() + 1).max().unwrap_or(1);
+            let side = SideV2Config::new(config, spec.reduction as usize, sentences)?;
+            return Ok(Self::Version2(Box::new(SideV2Trainer::fresh(device, config, weights, side, spec.seed, training)?)));
         }
         let head = if names::classifier(config).is_empty() { None } else { Some(trained_head(device, config, weights, |_| true)?) };
         if options.method == Method::ParallelAdapter {
@@ -82,6 +90,7 @@ impl Training {
             Self::Full(trainer) => &**trainer,
             Self::Tuned(trainer) => &**trainer,
             Self::Parallel(trainer, _) => &**trainer,
+            Self::Version2(trainer) => &**trainer,
         }
     }
 
@@ -90,6 +99,7 @@ impl Training {
             Self::Full(trainer) => &mut **trainer,
             Self::Tuned(trainer) => &mut **trainer,
             Self::Parallel(trainer, _) => &mut **trainer,
+            Self::Version2(trainer) => &mut **trainer,
         }
     }
 
@@ -98,8 +108,17 @@ impl Training {
         match self {
             Self::Full(_) => false,
             Self::Tuned(_) => cache.unwrap_or(Cache::None) != Cache::None,
-            Self::Parallel(..) => cache.unwrap_or(Cache::F16) != Cache::None,
+            Self::Parallel(..) | Self::Version2(_) => cache != Some(Cache::None),
         }
+    }
+
+    /// What must be known of the training samples before anything else: principal components.
+    async fn prepare(&mut self, job: &Job<'_>) -> Result<()> {
+        if let Self::Version2(trainer) = self {
+            let first = &job.data.samples[..job.data.train.min(SideV2Trainer::FIT_SAMPLES)];
+            trainer.fit(first.chunks(job.spec.batch as usize).map(MicroBatch::of), &no_yield()).await?;
+        }
+        Ok(())
     }
 
     /// What is kept of each sample.
@@ -108,6 +127,7 @@ impl Training {
             Self::Full(_) => bail!("full fine-tuning keeps nothing"),
             Self::Tuned(tuner) => Ok(tuner.boundary(batch, tuner.boundary_dtype, &no_yield()).await?.into_iter().map(|entry| SampleEntries::new(vec![entry])).collect()),
             Self::Parallel(trainer, _) => Ok(trainer.fill(batch, &no_yield()).await?),
+            Self::Version2(trainer) => Ok(trainer.fill(batch, &no_yield()).await?),
         }
     }
 
@@ -117,16 +137,27 @@ impl Training {
             Self::Full(_) => {}
             Self::Tuned(tuner) => tuner.drop_prefix(weights)?,
             Self::Parallel(trainer, _) => trainer.drop_backbone(weights)?,
+            Self::Version2(trainer) => trainer.drop_backbone(),
         }
         Ok(())
     }
+}
+
+/// Whether the job is one of parallel adapters of version 2.
+fn is_version_2(job: &Job<'_>) -> bool {
+    let task = match &job.data.goal {
+        Some(Goal::Classes(_)) => Task::Classify,
+        Some(Goal::Number) => Task::Regress,
+        None => Task::Seq2seq,
+    };
+    job.options.is_version_2(task)
 }
 
 /// Trains and reports.
 pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let Job { options, device, config, data, spec, .. } = job;
     ensure!(options.method != Method::Full || options.out.is_none() || job.model.path.is_dir(), "--out writes a folder like the model's: give the model as a folder");
-    if matches!(config.head, HeadKind::Classifier { pooled: false, .. }) {
+    if matches!(config.head, HeadKind::Classifier { pooled: false, .. }) && !is_version_2(job) {
         let refused = options.method == Method::Full && options.out.is_some();
         ensure!(!refused, "{} has no pooler, so `transformers` could not load what --out writes: choose another method, or leave out --out", options.model.display());
         println!("the folder has no pooler: the head reads the first token as it is, which the class of `transformers` does not");
@@ -137,8 +168,9 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let mut training = Training::start(job, &mut weights)?;
     let mut cache: Option<Vec<SampleEntries>> = None;
     let (mut fill_seconds, mut fill_peak) = (0.0, 0);
+    let began = Instant::now();
+    training.prepare(job).await?;
     if training.is_cached(options.cache) {
-        let began = Instant::now();
         let mut entries = Vec::with_capacity(data.samples.len());
         for samples in data.samples.chunks(spec.batch as usize) {
             entries.extend(training.fill(&MicroBatch::of(samples)).await?);
@@ -229,7 +261,10 @@ fn likeliest(outputs: &[f32]) -> u32 {
 /// Writes what was trained: a model folder, or an adapter with its head and the names of its labels.
 async fn write(job: &Job<'_>, training: &Training, weights: &mut Source, folder: &Path) -> Result<()> {
     let Job { options, config, data, .. } = job;
-    let mut tensors = trainer::tensors(training.trainer()).await?;
+    let mut tensors = match training {
+        Training::Version2(trainer) => trainer.tensors().await?,
+        _ => trainer::tensors(training.trainer()).await?,
+    };
     let base = options.model.display().to_string();
     let labels = match &data.goal {
         Some(Goal::Classes(classes)) => Some(classes.0.clone()),
@@ -251,6 +286,7 @@ async fn write(job: &Job<'_>, training: &Training, weights: &mut Source, folder:
                 "layers": adapters.config.layers.clone().collect::<Vec<_>>(), "base_model": base
             }))?,
         },
+        Training::Version2(trainer) => serde_json::to_string_pretty(&trainer.side.config.to_json(&base))?,
         Training::Parallel(trainer, chains) => {
             let taps: Vec<&[usize]> = trainer.chains.layouts().map(|layout| layout.config().taps.as_slice()).collect();
             let mut adapter = json!({

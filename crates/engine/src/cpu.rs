@@ -270,6 +270,16 @@ fn execute(slab: &mut Slab, op: &Op) {
         Op::ScatterRows { dy, indices, dx, rows, cols } => slab.write_to_end(dx, |s, dx| {
             rows::scatter_rows(s.f32(dy, n(rows) * n(cols)), s.u32(indices, n(rows)), dx, n(cols));
         }),
+        Op::SegmentMax { x, ranges, out, index, segments, cols } => {
+            let len = n(segments) * n(cols);
+            slab.write_words(index, len, |s, index| {
+                s.write(out, len, |s, out| rows::segment_max(s.f32_to_end(x), s.u32(ranges, 2 * n(segments)), out, index, n(cols)));
+            });
+        }
+        Op::SegmentMaxGrad { dy, index, dx, segments, cols } => slab.write_to_end(dx, |s, dx| {
+            let len = n(segments) * n(cols);
+            rows::segment_max_grad(s.f32(dy, len), s.u32(index, len), dx, n(cols));
+        }),
         Op::SoftmaxStats { logits, labels, max, sum, target, rows, cols, first_class } => {
             let rows = n(rows);
             slab.write3((max, rows), (sum, rows), (target, rows), |s, max, sum, target| {

@@ -40,6 +40,9 @@ pub enum EngineError {
         /// Its shape by the configuration.
         expected: Vec<usize>,
     },
+    /// A side network of version 2 that cannot be made.
+    #[error("the side network cannot be set up: {0}")]
+    BadSideNetwork(String),
     /// LoRA on what the model does not have.
     #[error("LoRA cannot be set up: {0}")]
     BadLora(String),

@@ -22,6 +22,7 @@ pub mod parallel;
 pub mod params;
 mod sample;
 pub mod side;
+pub mod side_v2;
 pub mod stage;
 pub mod tape;
 pub mod tensor;

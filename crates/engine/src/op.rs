@@ -179,6 +179,11 @@ pub enum Op {
     GatherRows { x: Slice, indices: BufferId, out: Slice, rows: u32, cols: u32 },
     /// `dx[indices[i],:] += dy[i,:]`; indices are distinct.
     ScatterRows { dy: Slice, indices: BufferId, dx: Slice, rows: u32, cols: u32 },
+    /// Largest value of a column over the rows `first .. end` of a segment: `out[s,c]`, and the row it stands in as
+    /// `index[s,c]`, u32 (ties: the lowest). `ranges`: u32 words, `(first, end)` per segment, none of them empty.
+    SegmentMax { x: Slice, ranges: BufferId, out: Slice, index: BufferId, segments: u32, cols: u32 },
+    /// `dx[index[s,c], c] += dy[s,c]`; segments do not overlap.
+    SegmentMaxGrad { dy: Slice, index: BufferId, dx: Slice, segments: u32, cols: u32 },
     /// One vocabulary chunk of the cross-entropy: `logits[rows, cols]` are those of classes
     /// `first_class .. first_class + cols`. Updates the running `max[rows]`, `sum[rows]` (of exp(logit − max)) and, where
     /// `labels[t]` lies in the chunk, `target[rows]`. Start: max = −3.4e38, sum = 0, target = 0.

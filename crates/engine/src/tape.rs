@@ -3,6 +3,7 @@
 //! What is trained is decided by which leaves carry a gradient; an operation none of whose inputs does is not
 //! recorded. Going backward, a gradient is freed as soon as it has been passed on.
 
+mod features;
 mod ops;
 mod rows;
 

@@ -56,6 +56,16 @@ impl Optimiser {
         Self { parts: sets.iter().map(|set| AdamW::new(device, set, training.optimiser)).collect(), training, step: 0 }
     }
 
+    /// Steps done.
+    pub fn steps(&self) -> u32 {
+        self.step
+    }
+
+    /// How it trains.
+    pub fn training(&self) -> FullTraining {
+        self.training
+    }
+
     /// One step with the gradients that the sets hold, times `grad_factor`.
     fn apply(&self, sets: &[&ParameterSet], step: u32, lr: f32, grad_factor: f32) {
         for (part, set) in self.parts.iter().zip(sets) {

@@ -529,6 +529,30 @@ fn table_operations_agree() {
 }
 
 #[test]
+fn segment_max_and_its_gradient() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::from_env("segment_max_and_its_gradient");
+    for (lengths, cols) in [(&[1u32][..], 1usize), (&[3, 1, 5], 7), (&[40, 2, 9, 1], 48), (&[7; 30], 19)] {
+        let mut case = Case::new(format!("segments {lengths:?} of {cols} columns"));
+        let ranges: Vec<u32> = lengths.iter().scan(2, |first, len| Some([std::mem::replace(first, *first + len), *first])).flatten().collect();
+        let (rows, len) = (2 + lengths.iter().sum::<u32>() as usize, lengths.len() * cols);
+        let x = random.values(rows * cols);
+        // Some values twice: both sides keep the first.
+        let x: Vec<f32> = x.iter().enumerate().map(|(i, value)| if i % 3 == 0 { 0.5 } else { *value }).collect();
+        let (x, ranges) = (case.floats(std::iter::once(9.0).chain(x).collect()), case.bits(ranges));
+        let (out, index) = (case.floats(vec![0.0; len + 2]), case.bits(vec![0; len]));
+        let dx = case.floats(random.values(rows * cols + 1));
+        let (segments, cols) = (lengths.len() as u32, cols as u32);
+        case.check(&gpu, |b| {
+            vec![
+                Op::SegmentMax { x: at(b, x, 1), ranges: b[ranges], out: at(b, out, 2), index: b[index], segments, cols },
+                Op::SegmentMaxGrad { dy: at(b, out, 2), index: b[index], dx: at(b, dx, 1), segments, cols },
+            ]
+        });
+    }
+}
+
+#[test]
 fn rope_agrees_far_from_the_origin() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::from_env("rope_agrees_far_from_the_origin");

@@ -129,3 +129,32 @@ fn attention_to_other_sequences() {
         tape.attention(&x[0], &x[1], &x[2], &AttentionContext { table, bias: None, shape })
     });
 }
+
+#[test]
+fn features_of_rows() {
+    check("multiply", &[&[4, 5], &[4, 5]], |tape, x| tape.add(&tape.multiply(&x[0], &x[1]), &x[0]));
+    check("square", &[&[3, 5]], |tape, x| tape.multiply(&x[0], &x[0]));
+    check("softmax", &[&[5]], |tape, x| tape.softmax(&x[0]));
+    // Away from the kink, which differences would see.
+    check("absolute", &[&[3, 4]], |tape, x| {
+        let away = Tensor::from_f32(tape.device(), &[3, 4], &[3.0, -3.0, 4.0].repeat(4));
+        tape.absolute(&tape.add(&x[0], &Var::constant(away)))
+    });
+    check("beside", &[&[3, 2], &[3, 5]], |tape, x| tape.beside(&[x[0].clone(), x[1].clone(), x[0].clone()]));
+}
+
+/// The largest values stand far enough above the others that a step of the differences changes no place.
+#[test]
+fn segment_max() {
+    let device: Device = Rc::new(CpuBackend::default());
+    let heights: Vec<f32> = (0..7 * 5).map(|i| 3.0 * ((i * 11) % 35) as f32).collect();
+    check("segment_max", &[&[7, 5]], |tape, x| {
+        let x = tape.add(&x[0], &Var::constant(Tensor::from_f32(tape.device(), &[7, 5], &heights)));
+        let ranges = Tensor::from_u32(tape.device(), &[1, 3, 3, 4, 4, 7]);
+        tape.beside(&[tape.segment_max(&x, &ranges), tape.segment_max(&x, &ranges)])
+    });
+    let tape = Tape::computing(&device);
+    let ties = Var::constant(Tensor::from_f32(&device, &[3, 2], &[1.0, 5.0, 1.0, 7.0, 0.0, 7.0]));
+    let most = tape.segment_max(&ties, &Tensor::from_u32(&device, &[0, 3]));
+    assert_eq!(block_on(most.value.read()).unwrap(), [1.0, 7.0]);
+}

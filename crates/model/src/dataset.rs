@@ -12,7 +12,7 @@ pub use chats::{Chat, read_chats, tokenise_chats};
 pub use read::read_rows;
 pub use records::{DataFormat, Record, Records, read_records};
 pub use sentences::{
-    ClassNames, Columns, Goal, LabelledAt, SentenceRow, SentenceSample, Sentences, Target, read_sentences, tokenise_sentences,
+    ClassNames, Columns, Goal, LabelledAt, SentenceRow, SentenceSample, Sentences, Target, read_sentences, tokenise_apart, tokenise_sentences,
 };
 pub use seq2seq::{Seq2SeqSample, read_seq2seq, tokenise_seq2seq};
 pub use text::pack_windows;

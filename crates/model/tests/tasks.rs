@@ -5,7 +5,7 @@
 
 use barycenter_model::dataset::{
     ClassNames, Columns, DataFormat, Goal, LabelledAt, Row, SentenceRow, Target, TooLong, pack_windows, read_rows, read_sentences,
-    read_seq2seq, tokenise_sentences, tokenise_seq2seq,
+    read_seq2seq, tokenise_apart, tokenise_sentences, tokenise_seq2seq,
 };
 use barycenter_model::{ModelConfig, TextTokenizer};
 
@@ -149,4 +149,24 @@ fn sources_and_targets_become_shifted_samples() {
     assert!(read("x.csv", "source,other\na,b\n").unwrap_err().starts_with("line 1 of x.csv names the columns source, other"));
     assert!(read("x.jsonl", r#"{"source":"a"}"#).unwrap_err().starts_with("line 1 of x.jsonl has no `target`"));
     assert!(read("x.jsonl", r#"{"source":" ","target":"b"}"#).unwrap_err().contains("empty source"));
+}
+
+#[test]
+fn sentences_that_are_read_apart_have_special_tokens_of_their_own() {
+    let classes = Goal::Classes(ClassNames(vec!["no".into(), "yes".into()]));
+    let apart = |rows: &[SentenceRow], max_tokens| tokenise_apart("x.csv", rows, &classes, &tokenizer(true), max_tokens);
+    let row = |first: &str, second: Option<&str>, label: &str| SentenceRow { first: first.into(), second: second.map(Into::into), label: label.into(), line: 4 };
+    let alone = |text: &str| tokenizer(true).encode_sentences(text, None).unwrap().0;
+    let (long, short) = ("a b c b", "c");
+    let pair = [row(long, Some(short), "yes")];
+    let whole = apart(&pair, 16).unwrap();
+    assert_eq!((&whole.samples[0].ids, whole.samples[0].starts.as_slice(), whole.cut), (&[alone(long), alone(short)].concat(), [6].as_slice(), 0));
+    assert!(whole.samples[0].types.is_empty());
+    let cut = apart(&pair, 7).unwrap();
+    assert_eq!((&cut.samples[0].ids, cut.cut), (&[alone("a b"), alone(short)].concat(), 1), "the longer one is cut");
+    let one = apart(&[row(short, None, "no")], 16).unwrap();
+    assert_eq!((&one.samples[0].ids, one.samples[0].starts.len()), (&alone(short), 0));
+    assert!(apart(&pair, 5).unwrap_err().to_string().contains("does not fit into 5 tokens"));
+    let mixed = apart(&[pair[0].clone(), row(short, None, "no")], 16).unwrap_err().to_string();
+    assert!(mixed.contains("has one sentence where the rows before have two"), "{mixed}");
 }

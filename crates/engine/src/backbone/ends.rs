@@ -106,6 +106,11 @@ impl Head {
         Ok(Self { final_norm, transform, scale: config.head_scale as f32, first_token, shards, bias })
     }
 
+    /// A linear layer alone, `weight: [classes, width]`, on rows of any width.
+    pub fn linear(weight: Var, bias: Var) -> Self {
+        Self { final_norm: None, transform: Transform::None, scale: 1.0, first_token: false, shards: vec![(weight, 0)], bias: Some(bias) }
+    }
+
     /// The final norm alone: what transformers calls the last hidden state.
     pub fn normed(&self, tape: &Tape, hidden: &Var) -> Var {
         self.final_norm.as_ref().map_or_else(|| hidden.clone(), |norm| norm.apply(tape, hidden))

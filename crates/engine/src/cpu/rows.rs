@@ -182,6 +182,28 @@ pub(super) fn scatter_rows(dy: &[f32], indices: &[u32], dx: &mut [f32], cols: us
     }
 }
 
+pub(super) fn segment_max(x: &[f32], ranges: &[u32], out: &mut [f32], index: &mut [u32], cols: usize) {
+    for ((range, out), index) in ranges.as_chunks::<2>().0.iter().zip(out.chunks_exact_mut(cols)).zip(index.chunks_exact_mut(cols)) {
+        let first = range[0] as usize;
+        out.copy_from_slice(&x[first * cols..][..cols]);
+        index.fill(range[0]);
+        for row in range[0] + 1..range[1] {
+            let x = &x[row as usize * cols..][..cols];
+            for ((x, out), index) in x.iter().zip(out.iter_mut()).zip(index.iter_mut()) {
+                if x > out {
+                    (*out, *index) = (*x, row);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn segment_max_grad(dy: &[f32], index: &[u32], dx: &mut [f32], cols: usize) {
+    for (at, (dy, row)) in dy.iter().zip(index).enumerate() {
+        dx[*row as usize * cols + at % cols] += dy;
+    }
+}
+
 pub(super) fn pack_f16(x: &[f32], out: &mut [u32]) {
     const LARGEST: f32 = 65504.0;
     /// Values that are clamped before they are converted, by the processor's own instruction where it has one.

@@ -173,6 +173,14 @@ pub fn plan(op: &Op, tuning: Tuning) -> Plan {
         Op::ScatterRows { dy, indices, dx, rows, cols } => {
             elements("scatter_rows", vec![at(dy, rows * cols), at(indices, rows), to_end(dx)], rows * cols, &[cols])
         }
+        Op::SegmentMax { x, ranges, out, index, segments, cols } => {
+            let len = segments * cols;
+            elements("segment_max", vec![to_end(x), at(ranges, 2 * segments), at(out, len), at(index, len)], len, &[cols])
+        }
+        Op::SegmentMaxGrad { dy, index, dx, segments, cols } => {
+            let len = segments * cols;
+            elements("segment_max_grad", vec![at(dy, len), at(index, len), to_end(dx)], len, &[cols])
+        }
         Op::SoftmaxStats { logits, labels, max, sum, target, rows, cols, first_class } => {
             let bindings = vec![at(logits, rows * cols), at(labels, rows), at(max, rows), at(sum, rows), at(target, rows)];
             rows_of_classes("softmax_stats", bindings, rows, cols, first_class)

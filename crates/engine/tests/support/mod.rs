@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod golden;
+pub mod side_v2;
 
 use barycenter_engine::gpu::GpuBackend;
 use barycenter_engine::packed::{MicroBatch, Sequence};

@@ -4,6 +4,8 @@ use super::DataError;
 use super::records::{DataFormat, Record, Records, broken, read_records};
 use crate::tokenizer::TextTokenizer;
 use serde_json::Value;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// Names of a pair's columns: the first pair of which both are there counts.
 const PAIR_NAMES: [[&str; 2]; 6] = [
@@ -22,6 +24,8 @@ const LABEL_NAMES: [&str; 7] = ["label", "labels", "class", "category", "target"
 const EXPECTED: &str = "{\"text\": …, \"label\": …} or {\"sentence1\": …, \"sentence2\": …, \"label\": …}";
 /// More different labels than this are numbers to be predicted, or ids.
 const MAX_CLASSES: usize = 1_000;
+/// A sentence that is cut keeps so many tokens: two special ones, and one of its own.
+const SHORTEST_CUT: usize = 3;
 /// Class names shown in a message.
 const SHOWN_CLASSES: usize = 8;
 
@@ -95,6 +99,8 @@ pub struct SentenceSample {
     pub ids: Vec<u32>,
     /// 0 for the first sentence's tokens, 1 for the second's.
     pub types: Vec<u32>,
+    /// Where a second sentence begins that has special tokens of its own ([`tokenise_apart`]).
+    pub starts: Vec<u32>,
     /// The token whose hidden state the head reads.
     pub position: u32,
     /// What it learns.
@@ -230,7 +236,51 @@ pub fn tokenise_sentences(
         }
         let last = ids.len().checked_sub(1).ok_or_else(|| broken(file, row.line, "gives no token: write a sentence".into()))?;
         let position = if labelled_at == LabelledAt::First { 0 } else { last as u32 };
-        result.samples.push(SentenceSample { ids, types, position, target });
+        result.samples.push(SentenceSample { ids, types, starts: Vec::new(), position, target });
+    }
+    Ok(result)
+}
+
+/// Turns rows into samples whose sentences have special tokens of their own, for models that read each by itself; the longer
+/// one of a pair is cut first. The first token is the sample's position.
+///
+/// # Errors
+/// As [`tokenise_sentences`]; if some rows have one sentence and others two.
+pub fn tokenise_apart(file: &str, rows: &[SentenceRow], goal: &Goal, tokenizer: &TextTokenizer, max_tokens: usize) -> Result<Sentences, DataError> {
+    let mut result = Sentences::default();
+    let mut cutting: HashMap<usize, TextTokenizer> = HashMap::new();
+    let pairs = rows.first().is_some_and(|row| row.second.is_some());
+    for row in rows {
+        let target = goal.target(file, row)?;
+        if row.second.is_some() != pairs {
+            let (has, others) = if pairs { ("one sentence", "two") } else { ("two sentences", "one") };
+            return Err(broken(file, row.line, format!("has {has} where the rows before have {others}: give every row as many")));
+        }
+        let texts: Vec<&str> = std::iter::once(row.first.as_str()).chain(row.second.as_deref()).collect();
+        let mut parts = texts.iter().map(|text| Ok(tokenizer.encode_sentences(text, None)?.0)).collect::<Result<Vec<_>, DataError>>()?;
+        let mut lengths: Vec<usize> = parts.iter().map(Vec::len).collect();
+        if lengths.iter().sum::<usize>() > max_tokens {
+            while lengths.iter().sum::<usize>() > max_tokens {
+                let longest = usize::from(lengths.get(1).is_some_and(|second| *second > lengths[0]));
+                lengths[longest] -= 1;
+                if lengths[longest] < SHORTEST_CUT {
+                    return Err(broken(file, row.line, format!("does not fit into {max_tokens} tokens: allow more")));
+                }
+            }
+            for ((part, text), length) in parts.iter_mut().zip(&texts).zip(&lengths).filter(|((part, _), length)| part.len() > **length) {
+                let cutting = match cutting.entry(*length) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(place) => place.insert(tokenizer.cutting(*length)?),
+                };
+                *part = cutting.encode_sentences(text, None)?.0;
+            }
+            result.cut += 1;
+        }
+        if parts.iter().any(Vec::is_empty) {
+            return Err(broken(file, row.line, "gives no token: write a sentence".into()));
+        }
+        let starts = parts[1..].iter().map(|_| parts[0].len() as u32).collect();
+        result.samples.push(SentenceSample { ids: parts.concat(), types: Vec::new(), starts, position: 0, target });
     }
     Ok(result)
 }
