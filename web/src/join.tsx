@@ -22,11 +22,12 @@ import { findRoomKey } from './secret';
 import { byKind, sumOfKinds } from './traffic';
 import { Logo, Meter, Notice, Refusal, Shell } from './ui';
 
-/** What the address asks for: `?auto=1&name=…&backend=cpu`. */
+/** What the address asks for: `?auto=1&name=…&backend=cpu&relay=1`. */
 interface Wishes {
   auto: boolean;
   name: string;
   backend: BackendChoice;
+  relay: boolean;
 }
 
 /** Before the stay: the check, then ready or not. */
@@ -94,7 +95,7 @@ function Join({ room, wishes }: { room: RoomKey; wishes: Wishes }): JSX.Element 
       const storage = await storageQuotaBytes();
       stay.current = startStay(
         wasmModule,
-        { secret: room.secret, name: chosen, backend: wishes.backend, deviceToken: token, storageQuotaBytes: storage, memoryBudgetBytes: budget },
+        { secret: room.secret, name: chosen, backend: wishes.backend, deviceToken: token, storageQuotaBytes: storage, memoryBudgetBytes: budget, relay: wishes.relay },
         dispatch,
       );
     } catch (error) {
@@ -343,7 +344,7 @@ function useHidden(): boolean {
 function wishesOf(search: string): Wishes {
   const query = new URLSearchParams(search);
   const backend = query.get('backend');
-  return { auto: query.get('auto') === '1', name: query.get('name') ?? '', backend: backend === 'cpu' || backend === 'gpu' ? backend : 'auto' };
+  return { auto: query.get('auto') === '1', name: query.get('name') ?? '', backend: backend === 'cpu' || backend === 'gpu' ? backend : 'auto', relay: query.get('relay') === '1' };
 }
 
 function main(): void {

@@ -3,7 +3,7 @@
 //! Units are in the names; a Rust `Range<u32>` is `{ start, end }`, a tuple an array, an absent `Option` null or missing.
 
 /** Version this page speaks; a server with another major version asks for a reload. */
-export const PROTOCOL_VERSION: ProtocolVersion = { major: 1, minor: 0 };
+export const PROTOCOL_VERSION: ProtocolVersion = { major: 1, minor: 1 };
 
 export interface ProtocolVersion {
   major: number;
@@ -143,6 +143,8 @@ export interface LinkView {
   b: number;
   round_trip_millis: number;
   bytes_per_second: number;
+  /** Through the server, because the devices do not reach each other directly. */
+  relayed: boolean;
 }
 
 export interface RunView {
