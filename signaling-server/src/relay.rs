@@ -123,7 +123,9 @@ impl Inbox {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence));
         }
         let lane = self.lane(from, plane)?;
-        let turn = lane.turn.try_lock_owned().map_err(|_| Refusal::conflict("a parcel of this link is on its way already: one at a time"))?;
+        // A link that is made anew may come while the last parcel of the one before still waits.
+        let turn = tokio::time::timeout(2 * self.stall, lane.turn.lock_owned()).await;
+        let turn = turn.map_err(|_| Refusal::conflict("a parcel for this device is on its way already: one at a time"))?;
         let lane = self.room(lane.room, len).await?;
         let house = self.room(WAITING.clone(), len).await?;
         Ok(Place { inbox: self, from, plane, room: Room { _lane: lane, _house: house }, _turn: turn })
@@ -290,7 +292,7 @@ mod tests {
 
     #[tokio::test]
     async fn parcels_have_bounds_and_each_lane_takes_one_at_a_time() {
-        let (owner, _reader) = inbox(STALL);
+        let (owner, _reader) = inbox(Duration::from_millis(50));
         for (plane, len) in [(0, 0), (0, MAX_PARCEL_BYTES[0] + 1), (1, FULL + 1)] {
             assert_eq!(post(&owner, 1, plane, len).await.unwrap_err().status, StatusCode::PAYLOAD_TOO_LARGE);
         }
