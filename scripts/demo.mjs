@@ -2,7 +2,7 @@
 // join through the invitation's URL, fine-tunes the demo model on one particular home, and reports what happened.
 //
 // usage: npm run demo -- [--json FILE] [--pages 2] [--native 1] [--screenshots DIR] [--epochs N]
-//        [--gradients f16|f32]
+//        [--gradients f16|f32] [--relay]   (--relay: all links through the server, as where devices do not reach each other)
 
 import { spawnSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
@@ -16,6 +16,7 @@ const { values: options } = parseArgs({
     native: { type: "string", default: "1" },
     epochs: { type: "string" },
     gradients: { type: "string" },
+    relay: { type: "boolean", default: false },
     screenshots: { type: "string" },
     profile: { type: "string", default: "release" },
     "no-build": { type: "boolean", default: false },
@@ -56,10 +57,10 @@ async function demo() {
   await swarm.startServer();
   console.log(`  ${swarm.inviteUrl}`);
   step(`joining ${natives} native node${natives === 1 ? "" : "s"} and ${pages} Chromium page${pages === 1 ? "" : "s"}`);
-  for (let i = 0; i < natives; i++) swarm.startNativeNode(`Desktop${natives > 1 ? ` ${i + 1}` : ""}`);
+  for (let i = 0; i < natives; i++) swarm.startNativeNode(`Desktop${natives > 1 ? ` ${i + 1}` : ""}`, options.relay ? ["--relay"] : []);
   const names = ["Mia's phone", "Kitchen tablet", "Old laptop", "Spare phone"];
   const tabs = [];
-  for (let i = 0; i < pages; i++) tabs.push(await swarm.openPage(names[i % names.length]));
+  for (let i = 0; i < pages; i++) tabs.push(await swarm.openPage(names[i % names.length], { relay: options.relay }));
   const joined = await swarm.waitForNodes(nodesWanted, 60_000);
   for (const node of joined.nodes) console.log(`  ${node.name}: ${node.kind}, ${node.backend.kind} (${node.backend.description}), ${node.gflops.toFixed(1)} GFLOP/s`);
   const dashboard = options.screenshots ? await swarm.openPage("dashboard", { page: "dashboard", viewport: { width: 1280, height: 900 } }) : null;
@@ -103,8 +104,10 @@ function report(snapshot, plan, secondsTotal) {
   const name = (id) => nodes.find((node) => node.node === id)?.name ?? `node ${id}`;
   const links = nodes.flatMap((node) => node.counters.links.map((link) => ({ from: node.node, to: link.peer, activations: link.activations_bytes, side_gradients: link.side_gradients_bytes,
     adapter_gradients: link.adapter_gradients_bytes, cache: link.cache_bytes, other: link.other_bytes })));
+  const ways = snapshot.links.map((link) => ({ a: link.a, b: link.b, way: link.relayed ? "relayed" : "direct", round_trip_millis: link.round_trip_millis, bytes_per_second: link.bytes_per_second }));
+  const wayOf = ({ from, to }) => ways.find((way) => (way.a === from && way.b === to) || (way.a === to && way.b === from))?.way ?? "";
   console.log("\nLinks, MB sent        activations  side grad.  adapter grad.  cache");
-  for (const link of links) console.log(`  ${`${name(link.from)} → ${name(link.to)}`.padEnd(34)} ${[link.activations, link.side_gradients, link.adapter_gradients, link.cache].map((b) => (b / 1e6).toFixed(2).padStart(9)).join(" ")}`);
+  for (const link of links) console.log(`  ${`${name(link.from)} → ${name(link.to)}`.padEnd(34)} ${[link.activations, link.side_gradients, link.adapter_gradients, link.cache].map((b) => (b / 1e6).toFixed(2).padStart(9)).join(" ")}  ${wayOf(link)}`);
   console.log("\nMemory, MB            fill peak  train peak  backbone now");
   for (const node of nodes) console.log(`  ${node.name.padEnd(20)} ${[node.counters.fill_peak_memory_bytes, node.counters.train_peak_memory_bytes, node.counters.backbone_bytes].map((b) => (b / 1e6).toFixed(1).padStart(9)).join("  ")}`);
   console.log(`\nActivation cache      ${(run.cache_bytes / 1e6).toFixed(1)} MB`);
@@ -125,6 +128,7 @@ function report(snapshot, plan, secondsTotal) {
       losses: run.losses,
       held_out: run.held_out,
       links,
+      ways,
       cache_bytes: run.cache_bytes,
       eval: { before: run.info.exact_match_before, after: run.info.exact_match_after },
       example: run.example,

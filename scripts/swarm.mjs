@@ -71,7 +71,7 @@ export class Swarm {
   }
 
   /** Opens a page that joins by the invitation's URL. */
-  async openPage(name, { backend = "cpu", viewport = { width: 390, height: 844 }, colorScheme = "light", page = "join", auto = true } = {}) {
+  async openPage(name, { backend = "cpu", viewport = { width: 390, height: 844 }, colorScheme = "light", page = "join", auto = true, relay = false } = {}) {
     // Only here: who opens no page needs no packages.
     const { chromium } = await import("playwright-core");
     this.#browser ??= await chromium.launch({ executablePath: chromiumPath(), headless: true, args: CHROMIUM_FLAGS });
@@ -83,7 +83,7 @@ export class Swarm {
       if (!this.quiet) console.error(`[${name}] ${message.text()}`);
     });
     tab.on("pageerror", (error) => this.pageErrors.push(`${name}: ${error.message}`));
-    const query = page === "join" && auto ? `?auto=1&name=${encodeURIComponent(name)}&backend=${backend}` : "";
+    const query = page === "join" && auto ? `?auto=1&name=${encodeURIComponent(name)}&backend=${backend}${relay ? "&relay=1" : ""}` : "";
     const where = page === "dashboard" ? "" : page;
     await tab.goto(`${this.origin}/${where}${query}${this.fragment}`);
     return tab;

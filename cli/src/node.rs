@@ -28,6 +28,9 @@ pub struct Options {
     /// Cache storage offered, MB.
     #[arg(long, default_value_t = 8_192)]
     storage_mb: u64,
+    /// Links to other devices through the server only, for a network that lets devices not reach each other.
+    #[arg(long)]
+    relay: bool,
 }
 
 /// Works until Ctrl-C, or until the server says goodbye.
@@ -42,6 +45,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         data_dir,
         memory_budget_bytes: options.memory_mb.map_or_else(default_memory_budget_bytes, |mb| mb << 20),
         storage_budget_bytes: options.storage_mb << 20,
+        relay_only: options.relay,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(node.run(print, async {
@@ -57,8 +61,9 @@ fn print(event: NodeEvent) {
         }
         NodeEvent::Joined { node } => println!("joined as node {node}"),
         NodeEvent::Activity(activity) if activity.step.is_none() => println!("{}", activity.text),
-        NodeEvent::Link { peer, up: true, round_trip_millis, bytes_per_second, .. } => {
-            println!("link to node {peer}: {:.1} ms, {:.1} MB/s", round_trip_millis.unwrap_or(0.0), bytes_per_second.unwrap_or(0.0) / 1e6);
+        NodeEvent::Link { peer, up: true, round_trip_millis, bytes_per_second, relayed, .. } => {
+            let route = if relayed == Some(true) { "relayed" } else { "direct" };
+            println!("{route} link to node {peer}: {:.1} ms, {:.1} MB/s", round_trip_millis.unwrap_or(0.0), bytes_per_second.unwrap_or(0.0) / 1e6);
         }
         NodeEvent::Link { peer, up: false, reason, .. } => println!("link to node {peer} ended: {}", reason.unwrap_or_default()),
         NodeEvent::Reconnecting { reason, attempt } => println!("server lost ({reason}), attempt {attempt}"),

@@ -35,6 +35,8 @@ pub struct NativeNode {
     pub memory_budget_bytes: u64,
     /// Cache storage offered, bytes.
     pub storage_budget_bytes: u64,
+    /// All links go through the server, for a network that is known to allow no others.
+    pub relay_only: bool,
 }
 
 impl NativeNode {
@@ -63,6 +65,7 @@ impl NativeNode {
             device_token,
             memory_budget_bytes: self.memory_budget_bytes,
             storage_budget_bytes: self.storage_budget_bytes,
+            relay_only: self.relay_only,
         };
         run_node(config, shell, device, leave).await?;
         Ok(())

@@ -30,6 +30,8 @@ struct Options {
     device_token: String,
     storage_quota_bytes: f64,
     memory_budget_bytes: f64,
+    #[serde(default)]
+    relay: bool,
 }
 
 /// A running node.
@@ -84,6 +86,7 @@ pub async fn start_node(options: JsValue, rtc_port: MessagePort, on_event: Funct
         device_token: options.device_token,
         memory_budget_bytes: options.memory_budget_bytes as u64,
         storage_budget_bytes: options.storage_quota_bytes as u64,
+        relay_only: options.relay,
     };
     let (leave, left) = oneshot::channel();
     platform::spawn_local(async move {

@@ -14,6 +14,7 @@ use crate::data_dir::{DataDir, write_atomically};
 use crate::error::{Answer, Refusal};
 use crate::models::{clip, clip_to};
 use crate::nodes::{NodeStream, Nodes, Sent};
+use crate::relay::{Inbox, Reader};
 use crate::run_request::PreparedRun;
 use crate::store::Store;
 use axum::http::StatusCode;
@@ -56,6 +57,10 @@ pub enum Command {
     Join(Box<JoinRequest>, Reply<JoinReply>),
     /// It opens its stream.
     Open(NodeId, String, Reply<NodeStream>),
+    /// It opens its inbox at the relay.
+    OpenInbox(NodeId, String, Reply<Reader>),
+    /// It has a parcel for another device.
+    Inbox(NodeId, String, NodeId, Reply<Arc<Inbox>>),
     /// It says something.
     Messages(NodeId, String, Vec<FromNode>, Reply<()>),
     /// What would a run do?
@@ -126,6 +131,8 @@ struct Host {
     /// Tokens of the devices that it was started without.
     left_out: BTreeSet<String>,
     events: VecDeque<EventView>,
+    /// Pairs whose link goes through the relay, lower id first.
+    relayed: BTreeSet<(NodeId, NodeId)>,
     pending: HashMap<u64, Pending>,
     last_request: u64,
     collector: Collector,
@@ -157,6 +164,7 @@ pub fn start(store: Arc<Store>, data: DataDir, resume: Option<RunSnapshot>) -> r
         closed: FuturesUnordered::new(),
         run,
         events: VecDeque::new(),
+        relayed: BTreeSet::new(),
         pending: HashMap::new(),
         last_request: 0,
         collector: Collector::default(),
@@ -259,6 +267,8 @@ impl Host {
         match command {
             Command::Join(request, reply) => drop(reply.send(self.join(*request))),
             Command::Open(node, session, reply) => drop(reply.send(self.open(node, &session))),
+            Command::OpenInbox(node, session, reply) => drop(reply.send(self.nodes.open_inbox(node, &session))),
+            Command::Inbox(node, session, peer, reply) => drop(reply.send(self.nodes.inbox(node, &session, peer))),
             Command::Messages(node, session, messages, reply) => drop(reply.send(self.messages(node, &session, messages))),
             Command::Plan(prepared, reply) => drop(reply.send(self.plan(&prepared))),
             Command::Start(prepared, examination, reply) => drop(reply.send(self.start_run(*prepared, examination))),
@@ -335,6 +345,7 @@ impl Host {
                     self.send(*to, ToNode::Signal { from: node, payload: payload.clone() });
                     continue;
                 }
+                FromNode::LinkUp { peer, relayed, .. } => self.note_route(node, *peer, *relayed),
                 FromNode::Leave => {
                     self.leave(node, Some("left on its own wish".into()));
                     break;
@@ -347,6 +358,21 @@ impl Host {
             self.drain();
         }
         Ok(())
+    }
+
+    /// Both ends of a link say which way it goes; the first to say so is the news.
+    fn note_route(&mut self, node: NodeId, peer: NodeId, relayed: bool) {
+        let pair = (node.min(peer), node.max(peer));
+        let (Some(one), Some(other)) = (self.nodes.get(pair.0), self.nodes.get(pair.1)) else { return };
+        if !relayed {
+            self.relayed.remove(&pair);
+        } else if !self.relayed.contains(&pair) {
+            let (one, other) = (&one.request.name, &other.request.name);
+            let text = format!("{one} and {other} do not reach each other directly: this server passes their sealed messages on.");
+            self.relayed.retain(|(a, b)| self.nodes.get(*a).is_some() && self.nodes.get(*b).is_some());
+            self.relayed.insert(pair);
+            self.event(Level::Info, text);
+        }
     }
 
     fn send(&mut self, node: NodeId, message: ToNode) {

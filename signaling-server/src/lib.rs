@@ -12,6 +12,7 @@ mod models;
 mod nodes;
 mod pages;
 mod ranges;
+mod relay;
 mod routes;
 mod run_request;
 mod serve;

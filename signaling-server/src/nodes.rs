@@ -1,11 +1,13 @@
 //! The joined nodes: sessions, queues of messages down, counters.
 
 use crate::error::{Answer, Refusal};
+use crate::relay::{self, Inbox, Reader};
 use axum::http::StatusCode;
 use barycenter_protocol::auth::{equal_in_constant_time, to_hex};
 use barycenter_protocol::control::{Counters, JoinReply, JoinRequest, ToNode};
 use barycenter_protocol::{NodeId, PROTOCOL_VERSION};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,6 +44,8 @@ pub struct Node {
     queue: mpsc::Sender<ToNode>,
     /// Until the stream is opened.
     waiting: Option<mpsc::Receiver<ToNode>>,
+    /// Since it needed a relay.
+    inbox: Option<relay::Owner>,
 }
 
 impl Node {
@@ -97,6 +101,7 @@ impl Nodes {
             session: session.clone(),
             queue,
             waiting: Some(waiting),
+            inbox: None,
         };
         self.nodes.insert(node, entry);
         Ok((JoinReply { node, session, version: PROTOCOL_VERSION }, earlier))
@@ -109,6 +114,26 @@ impl Nodes {
         let queue = entry.waiting.take().ok_or_else(|| Refusal::conflict("this device's stream is open already: join anew for another one"))?;
         let (guard, dropped) = oneshot::channel();
         Ok((NodeStream { queue, _guard: guard }, dropped))
+    }
+
+    /// Opens the node's inbox at the relay in place of the one it may have had.
+    pub fn open_inbox(&mut self, node: NodeId, session: &str) -> Answer<Reader> {
+        let entry = self.present_as(node, session)?;
+        let (owner, reader) = relay::inbox(relay::STALL);
+        entry.inbox = Some(owner);
+        Ok(reader)
+    }
+
+    /// The inbox of `peer` for a parcel of `node`.
+    pub fn inbox(&mut self, node: NodeId, session: &str, peer: NodeId) -> Answer<Arc<Inbox>> {
+        self.present_as(node, session)?;
+        let inbox = self.nodes.get(&peer).filter(|_| peer != node).and_then(|entry| entry.inbox.as_ref());
+        Ok(inbox.ok_or_else(relay::gone)?.inbox())
+    }
+
+    fn present_as(&mut self, node: NodeId, session: &str) -> Answer<&mut Node> {
+        let entry = self.authorised(node, session)?;
+        if entry.is_present() { Ok(entry) } else { Err(Refusal::conflict("this device has not opened its stream: open it before the relay")) }
     }
 
     /// The node of a session; 410 when it is gone, which tells a device to join anew.

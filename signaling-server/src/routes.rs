@@ -2,6 +2,7 @@
 
 mod data;
 mod node;
+mod relay;
 mod run;
 
 use crate::data_dir::DataDir;
@@ -56,6 +57,8 @@ pub fn router(app: Arc<App>, pages: Pages) -> Router {
         .route("/api/join", post(node::join).layer(DefaultBodyLimit::max(MAX_JOIN_BYTES)))
         .route("/api/nodes/{node}/stream", get(node::stream))
         .route("/api/nodes/{node}/messages", post(node::messages))
+        .route("/api/nodes/{node}/relay", get(relay::inbox))
+        .route("/api/nodes/{node}/relay/{peer}/{mailbox}/{plane}", post(relay::parcel))
         .route("/api/models", get(data::models))
         .route("/api/models/{id}/manifest", get(data::manifest))
         .route("/api/models/{id}/files/{index}", get(data::file))

@@ -12,6 +12,8 @@ mod access;
 mod data;
 #[path = "server/nodes.rs"]
 mod nodes;
+#[path = "server/relay.rs"]
+mod relay;
 #[path = "server/runs.rs"]
 mod runs;
 #[path = "server/support.rs"]

@@ -148,7 +148,7 @@ function snapshot() {
   const fillSteps = Math.min(step, STEPS);
   const trainSteps = Math.max(0, step - STEPS);
   const fine = run?.info.state === 'running' ? ((Date.now() - began) % 900) / 900 : 0;
-  const links = nodes.flatMap((a, i) => nodes.slice(i + 1).map((b) => ({ a: a.node, b: b.node, round_trip_millis: 2.1 + a.node + b.node * 0.7, bytes_per_second: 14e6 / b.node + 1e6 })));
+  const links = nodes.flatMap((a, i) => nodes.slice(i + 1).map((b) => ({ a: a.node, b: b.node, relayed: a.node + b.node === 5, round_trip_millis: 2.1 + a.node + b.node * 0.7, bytes_per_second: 14e6 / b.node + 1e6 })));
   return {
     now_millis: Date.now(),
     nodes: nodes.map((d, i) => ({

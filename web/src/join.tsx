@@ -24,12 +24,13 @@ import type { ThreadPlan } from './threads';
 import { byKind, sumOfKinds } from './traffic';
 import { Logo, Meter, Notice, Refusal, Shell } from './ui';
 
-/** What the address asks for: `?auto=1&name=…&backend=cpu&threads=1`. */
+/** What the address asks for: `?auto=1&name=…&backend=cpu&threads=1&relay=1`. */
 interface Wishes {
   auto: boolean;
   name: string;
   backend: BackendChoice;
   threads: number | null;
+  relay: boolean;
 }
 
 /** Before the stay: the check, then ready or not. */
@@ -102,7 +103,7 @@ function Join({ room, wishes }: { room: RoomKey; wishes: Wishes }): JSX.Element 
       const storage = await storageQuotaBytes();
       stay.current = startStay(
         node,
-        { secret: room.secret, name: chosen, backend: wishes.backend, deviceToken: token, storageQuotaBytes: storage, memoryBudgetBytes: budget },
+        { secret: room.secret, name: chosen, backend: wishes.backend, deviceToken: token, storageQuotaBytes: storage, memoryBudgetBytes: budget, relay: wishes.relay },
         dispatch,
       );
     } catch (error) {
@@ -357,6 +358,7 @@ function wishesOf(search: string): Wishes {
     name: query.get('name') ?? '',
     backend: backend === 'cpu' || backend === 'gpu' ? backend : 'auto',
     threads: threads >= 1 ? threads : null,
+    relay: query.get('relay') === '1',
   };
 }
 

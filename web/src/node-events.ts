@@ -30,6 +30,8 @@ export interface NodeOptions {
   storageQuotaBytes: number;
   /** Memory the device offers, bytes. */
   memoryBudgetBytes: number;
+  /** All links go through the server, for a network that is known to allow no others. */
+  relay: boolean;
 }
 
 /** Page → Worker; the transfer list holds `rtcPort`. */
@@ -68,7 +70,7 @@ export type NodeEvent =
   /** About once a second. */
   | { type: 'counters'; counters: Counters }
   /** A link to a peer came up or went down. */
-  | { type: 'link'; peer: number; up: boolean; round_trip_millis?: number | null; bytes_per_second?: number | null; reason?: string | null }
+  | { type: 'link'; peer: number; up: boolean; round_trip_millis?: number | null; bytes_per_second?: number | null; relayed?: boolean | null; reason?: string | null }
   /** The server cannot be reached; the node tries again by itself. */
   | { type: 'reconnecting'; reason: string; attempt: number }
   /** The stay is over, on purpose or because the server said so. Last event. */

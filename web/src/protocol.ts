@@ -151,6 +151,8 @@ export interface LinkView {
   b: number;
   round_trip_millis: number;
   bytes_per_second: number;
+  /** Through the server, because the devices do not reach each other directly. */
+  relayed: boolean;
 }
 
 export interface RunView {

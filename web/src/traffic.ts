@@ -31,6 +31,8 @@ export interface LinkTraffic {
   b: number;
   roundTripMillis: number;
   bytesPerSecond: number;
+  /** Through the server. */
+  relayed: boolean;
   forth: Flow;
   back: Flow;
 }
@@ -57,6 +59,7 @@ export class TrafficMeter {
       b: link.b,
       roundTripMillis: link.round_trip_millis,
       bytesPerSecond: link.bytes_per_second,
+      relayed: link.relayed,
       forth: this.flow(link.a, link.b),
       back: this.flow(link.b, link.a),
     }));

@@ -86,8 +86,8 @@ function isOver(): boolean {
   return stay.state === 'over';
 }
 
-function optionsOf({ origin, secret, name, backend, deviceToken, storageQuotaBytes, memoryBudgetBytes }: StartMessage): NodeOptions {
-  return { origin, secret, name, backend, deviceToken, storageQuotaBytes, memoryBudgetBytes };
+function optionsOf({ origin, secret, name, backend, deviceToken, storageQuotaBytes, memoryBudgetBytes, relay }: StartMessage): NodeOptions {
+  return { origin, secret, name, backend, deviceToken, storageQuotaBytes, memoryBudgetBytes, relay };
 }
 
 function describe(error: unknown): string {

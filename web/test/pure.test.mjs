@@ -168,7 +168,7 @@ test('the_common_point_is_the_centre_of_mass_and_bodies_stay_in_the_picture_apar
 
 test('traffic_is_a_rate_by_direction_and_a_node_that_rejoins_shows_no_negative_one', () => {
   const meter = new TrafficMeter();
-  const snapshot = (at, bytes) => ({ now_millis: at, nodes: [node(1, 'a', [sent(2, bytes)]), node(2)], links: [{ a: 1, b: 2, round_trip_millis: 3, bytes_per_second: 1e6 }], run: null, events: [] });
+  const snapshot = (at, bytes) => ({ now_millis: at, nodes: [node(1, 'a', [sent(2, bytes)]), node(2)], links: [{ a: 1, b: 2, round_trip_millis: 3, bytes_per_second: 1e6, relayed: true }], run: null, events: [] });
   assert.equal(meter.update(snapshot(0, 0))[0].forth.rate, 0);
   const [link] = meter.update(snapshot(2000, 4000));
   assert.equal(link.forth.rate, 2000);

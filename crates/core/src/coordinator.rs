@@ -177,7 +177,7 @@ impl Coordinator {
         match message {
             FromNode::Alive { .. } | FromNode::Signal { .. } => {}
             FromNode::Leave => self.remove(node, "left"),
-            FromNode::LinkUp { peer, round_trip_millis, bytes_per_second } => {
+            FromNode::LinkUp { peer, round_trip_millis, bytes_per_second, .. } => {
                 self.swarm.version += 1;
                 self.swarm.links.up(node, peer, round_trip_millis, bytes_per_second);
             }

@@ -58,6 +58,8 @@ pub enum NodeEvent {
         round_trip_millis: Option<f64>,
         /// Bytes per second.
         bytes_per_second: Option<f64>,
+        /// Whether it goes through the server, because no direct connection came about.
+        relayed: Option<bool>,
         /// Why it went down.
         reason: Option<String>,
     },

@@ -43,6 +43,8 @@ pub struct NodeConfig {
     pub memory_budget_bytes: u64,
     /// Cache storage offered, bytes.
     pub storage_budget_bytes: u64,
+    /// All links go through the server, for a network that is known to allow no others.
+    pub relay_only: bool,
 }
 
 /// What the platform provides to a node.

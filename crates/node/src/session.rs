@@ -10,7 +10,7 @@ use barycenter_engine::Device;
 use barycenter_protocol::NodeId;
 use barycenter_protocol::control::{Counters, FromNode, JoinRequest, Phase, PhaseKind, ToNode};
 use barycenter_protocol::plan::StageMember;
-use barycenter_transport::{Connection, ConnectionEvents, Connector, Signalling, SignallingEvent, Transport, TransportConfig, TransportEvent, TransportEvents, platform};
+use barycenter_transport::{Connection, ConnectionEvents, Connector, RelayConnector, Signalling, SignallingEvent, Transport, TransportConfig, TransportEvent, TransportEvents, platform};
 use futures::future::{Fuse, FusedFuture, LocalBoxFuture};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt, select_biased};
@@ -70,7 +70,9 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
             event = server.next().fuse() => match event {
                 Some(SignallingEvent::Joined(reply)) => {
                     attempts = 0;
-                    let (transport, events) = Transport::new(TransportConfig::new(reply.node, config.secret.clone()), SharedConnector(Rc::clone(&shell.connector)));
+                    let transport_config = TransportConfig { relay_only: config.relay_only, ..TransportConfig::new(reply.node, config.secret.clone()) };
+                    let relay = RelayConnector::through_server(shell.http.invitation().clone(), reply.node, reply.session);
+                    let (transport, events) = Transport::with_relay(transport_config, SharedConnector(Rc::clone(&shell.connector)), relay);
                     job_is_current = job.is_terminated();
                     if let Some(worker) = &mut idle_worker {
                         worker.forget_generation();
@@ -171,14 +173,15 @@ impl Session<'_> {
     fn hear_transport(&self, stay: &mut Stay, event: TransportEvent) {
         match event {
             TransportEvent::Signal { to, payload } => self.signalling.send(FromNode::Signal { to, payload }),
-            TransportEvent::LinkUp { peer, round_trip_millis, bytes_per_second } => {
-                self.signalling.send(FromNode::LinkUp { peer, round_trip_millis, bytes_per_second });
-                self.shell.say(NodeEvent::Link { peer: peer.0, up: true, round_trip_millis: Some(round_trip_millis), bytes_per_second: Some(bytes_per_second), reason: None });
+            TransportEvent::LinkUp { peer, round_trip_millis, bytes_per_second, relayed } => {
+                self.signalling.send(FromNode::LinkUp { peer, round_trip_millis, bytes_per_second, relayed });
+                let (round_trip_millis, bytes_per_second) = (Some(round_trip_millis), Some(bytes_per_second));
+                self.shell.say(NodeEvent::Link { peer: peer.0, up: true, round_trip_millis, bytes_per_second, relayed: Some(relayed), reason: None });
                 stay.core.handle(now(), NodeInput::LinkUp { peer });
             }
             TransportEvent::LinkDown { peer, reason } => {
                 self.signalling.send(FromNode::LinkDown { peer, reason: reason.clone() });
-                self.shell.say(NodeEvent::Link { peer: peer.0, up: false, round_trip_millis: None, bytes_per_second: None, reason: Some(reason.clone()) });
+                self.shell.say(NodeEvent::Link { peer: peer.0, up: false, round_trip_millis: None, bytes_per_second: None, relayed: None, reason: Some(reason.clone()) });
                 stay.core.handle(now(), NodeInput::LinkDown { peer, reason });
             }
             TransportEvent::Message { from, message, data } => {

@@ -271,6 +271,9 @@ pub struct LinkView {
     pub round_trip_millis: f64,
     /// Bytes per second, measured at joining.
     pub bytes_per_second: f64,
+    /// Through the server, because the devices do not reach each other directly.
+    #[serde(default)]
+    pub relayed: bool,
 }
 
 /// The current run.

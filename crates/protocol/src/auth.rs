@@ -45,6 +45,13 @@ impl RoomSecret {
         self.mac(&[b"barycenter link 1\0", role, b"\0", fingerprint_offerer.as_bytes(), b"\0", fingerprint_answerer.as_bytes()])
     }
 
+    /// Proof for one end of a relayed link: as [`Self::link_proof`], over the X25519 public keys (64 lower-case hexadecimal
+    /// digits) that both ends seal with, and with another beginning, so that neither kind of proof can stand for the other.
+    pub fn relay_proof(&self, is_offerer: bool, key_offerer: &str, key_answerer: &str) -> [u8; 32] {
+        let role: &[u8] = if is_offerer { b"offerer" } else { b"answerer" };
+        self.mac(&[b"barycenter relay 1\0", role, b"\0", key_offerer.as_bytes(), b"\0", key_answerer.as_bytes()])
+    }
+
     fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes keys of any length");
         for part in parts {
@@ -129,5 +136,7 @@ mod tests {
         assert_ne!(proof, secret.link_proof(false, "AA", "BB"));
         assert_ne!(proof, secret.link_proof(true, "AA", "BC"));
         assert_ne!(proof, RoomSecret::from_bytes([2; 16]).link_proof(true, "AA", "BB"));
+        assert_ne!(proof, secret.relay_proof(true, "AA", "BB"));
+        assert_ne!(secret.relay_proof(true, "AA", "BB"), secret.relay_proof(false, "AA", "BB"));
     }
 }

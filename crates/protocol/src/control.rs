@@ -134,6 +134,9 @@ pub enum FromNode {
         round_trip_millis: f64,
         /// Measured bandwidth of the bulk channel, bytes per second.
         bytes_per_second: f64,
+        /// Through the server, because no direct connection came about.
+        #[serde(default)]
+        relayed: bool,
     },
     /// A link is gone (or could not be made).
     LinkDown {

@@ -3,7 +3,8 @@
 //! Pure: no clock, no thread, no I/O. Three planes:
 //! - HTTP between a page (or program) and the server: [`api`].
 //! - Signalling between the server and a node, JSON lines: [`control`].
-//! - Frames between nodes over a link: [`frame`] (the wire unit) and [`peer`] (what is inside).
+//! - Frames between nodes over a link: [`frame`] (the wire unit) and [`peer`] (what is inside); where the server has to carry
+//!   them, sealed and in parcels: [`relay`].
 
 pub mod api;
 pub mod auth;
@@ -12,6 +13,7 @@ pub mod frame;
 pub mod ids;
 pub mod peer;
 pub mod plan;
+pub mod relay;
 
 pub use ids::{Generation, LinkId, NodeId, RunId, SampleId};
 

@@ -74,6 +74,7 @@ pub struct Http {
 
 struct Shared {
     client: imp::Client,
+    invitation: Invitation,
     origin: String,
     token: String,
     session: RefCell<Option<String>>,
@@ -99,7 +100,12 @@ impl Http {
     pub fn new(invitation: &Invitation) -> Result<Self, HttpError> {
         let client = imp::Client::new(invitation).map_err(HttpError::SetUp)?;
         let (origin, token) = (invitation.origin.trim_end_matches('/').to_owned(), invitation.secret.server_token());
-        Ok(Self { shared: Rc::new(Shared { client, origin, token, session: RefCell::default() }) })
+        Ok(Self { shared: Rc::new(Shared { client, invitation: invitation.clone(), origin, token, session: RefCell::default() }) })
+    }
+
+    /// The invitation that the client was made from.
+    pub fn invitation(&self) -> &Invitation {
+        &self.shared.invitation
     }
 
     /// The session that later requests carry (`x-barycenter-session`).
@@ -151,6 +157,18 @@ impl Http {
     pub async fn put(&self, path: &str, body: Bytes) -> Result<(), HttpError> {
         let header = ("content-type", "application/octet-stream".to_owned());
         self.collect(self.ask("PUT", path, vec![header], Some(body)).await?).await.map(drop)
+    }
+
+    /// `POST` of bytes.
+    pub async fn post_bytes(&self, path: &str, body: Bytes) -> Result<(), HttpError> {
+        let header = ("content-type", "application/octet-stream".to_owned());
+        self.collect(self.ask("POST", path, vec![header], Some(body)).await?).await.map(drop)
+    }
+
+    /// `GET` of a body that comes for as long as the server likes; an error, a sentence, is the last piece.
+    pub async fn get_stream(&self, path: &str) -> Result<LocalBoxStream<'static, Result<Bytes, String>>, HttpError> {
+        let body = self.ask("GET", path, Vec::new(), None).await?.body;
+        Ok(body.map(|piece| piece.map_err(|reason| HttpError::Network(reason).to_string())).boxed_local())
     }
 
     /// `GET` of a stream of JSON lines. Ends with the stream; an error is the last item.

@@ -7,6 +7,7 @@
 
 use crate::connection::{Connection, ConnectionEvent, ConnectionEvents, Description, DescriptionKind, Plane};
 use crate::platform::{self, now_millis};
+use crate::relay;
 use crate::sdp;
 use crate::transport::{Envelope, TransportConfig, TransportEvent};
 use barycenter_protocol::auth::equal_in_constant_time;
@@ -40,6 +41,10 @@ const LINGER_MILLIS: u32 = 300;
 /// Until the other end shows that it has our greeting, it is repeated so often: a channel may be open at one end a moment
 /// before the other end's stack takes messages for it (the `webrtc` crate drops them). The same goes for our ping.
 const REPEAT_MILLIS: u32 = 200;
+/// A direct connection that is not open after so many repeats (4 s) is given up where the server can relay; on a home network it takes
+/// well below a second, or never comes. The coordinator waits ten seconds for links before it plans without them.
+const MAX_LOOKS: u32 = 20;
+const NO_DIRECT_CONNECTION: &str = "no direct connection came about: both devices must be in one network, without a firewall or the Wi-Fi's client isolation between them";
 /// After so many events in one go the other tasks of this thread get their turn.
 const EVENTS_PER_TURN: u32 = 64;
 
@@ -48,7 +53,11 @@ const EVENTS_PER_TURN: u32 = 64;
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum Signal {
     /// The node with the higher id wants a link: please offer.
-    Wanted,
+    Wanted {
+        /// Through the server.
+        #[serde(default)]
+        relayed: bool,
+    },
     Offer {
         /// The offerer's number of this attempt; what belongs to it carries it.
         attempt: u32,
@@ -61,6 +70,16 @@ pub(crate) enum Signal {
     Candidate {
         attempt: u32,
         candidate: String,
+    },
+    /// As `Offer`, for a link through the server.
+    RelayOffer {
+        attempt: u32,
+        /// X25519, see [`crate::relay`].
+        key: String,
+    },
+    RelayAnswer {
+        attempt: u32,
+        key: String,
     },
 }
 
@@ -77,10 +96,21 @@ pub(crate) enum Command {
     End(LinkEnd),
 }
 
+/// Which way a link takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// From device to device.
+    Direct,
+    /// Sealed, through the home server.
+    Relayed,
+}
+
 /// How a link ended.
 pub(crate) enum LinkEnd {
     /// By the transport.
     HungUp,
+    /// No direct connection came about; a sentence. Through the server one may.
+    Unreachable(String),
     /// By the other end or by what it did; a sentence.
     Failed(String),
 }
@@ -96,6 +126,9 @@ pub(crate) struct LinkContext {
     pub peer: NodeId,
     pub is_offerer: bool,
     pub attempt: Option<u32>,
+    pub route: Route,
+    /// Whether the server relays where no direct connection comes about.
+    pub can_relay: bool,
     pub is_up: Rc<Cell<bool>>,
     pub counters: Rc<RefCell<LinkCounters>>,
     pub events: mpsc::UnboundedSender<Envelope>,
@@ -155,8 +188,11 @@ pub(crate) async fn run(
 struct Link {
     context: LinkContext,
     connection: Box<dyn Connection>,
-    local_fingerprint: Option<String>,
-    remote_fingerprint: Option<String>,
+    /// What the proof is taken over: fingerprints of a direct link, public keys of a relayed one.
+    local_identity: Option<String>,
+    remote_identity: Option<String>,
+    /// Looks at a connection that did not open yet, since both ends are described.
+    looks: u32,
     max_frame_bytes: usize,
     planes: [PlaneState; 2],
     phase: Phase,
@@ -211,8 +247,9 @@ impl Link {
         Self {
             context,
             connection,
-            local_fingerprint: None,
-            remote_fingerprint: None,
+            local_identity: None,
+            remote_identity: None,
+            looks: 0,
             max_frame_bytes: MAX_FRAME_BYTES,
             planes: Default::default(),
             phase: Phase::Connecting,
@@ -242,13 +279,13 @@ impl Link {
                 },
                 () = set_up => match self.phase {
                     Phase::Up => Ok(()),
-                    _ => Err(self.set_up_failure().into()),
+                    _ => Err(self.set_up_failure()),
                 },
                 () = repeat => {
                     if !matches!(self.phase, Phase::Up) {
                         repeat = timer(REPEAT_MILLIS);
                     }
-                    self.repeat()
+                    self.look().and_then(|()| self.repeat())
                 }
                 () = silence => Err("nothing was heard of the other device any more".to_owned().into()),
             };
@@ -265,18 +302,43 @@ impl Link {
         }
     }
 
-    fn set_up_failure(&self) -> String {
+    fn set_up_failure(&self) -> LinkEnd {
         let seconds = f64::from(self.context.config.set_up_timeout_millis) / 1e3;
-        let what = if self.remote_fingerprint.is_none() {
+        let what = if self.remote_identity.is_none() {
             "the other device did not answer"
-        } else if self.planes.iter().any(|plane| !plane.is_open) {
-            "no direct connection came about: both devices must be in one network, without a firewall or the Wi-Fi's client isolation between them"
+        } else if self.has_closed_plane() {
+            return self.unreachable(format!("no link within {seconds} s: {NO_DIRECT_CONNECTION}"));
         } else if matches!(self.phase, Phase::Connecting) {
             "the other device did not greet"
         } else {
             "the other device did not answer the measurement"
         };
-        format!("no link within {seconds} s: {what}")
+        LinkEnd::Failed(format!("no link within {seconds} s: {what}"))
+    }
+
+    fn has_closed_plane(&self) -> bool {
+        self.planes.iter().any(|plane| !plane.is_open)
+    }
+
+    /// The end of a connection by itself. A direct one that was never up may be made up for by the server.
+    fn unreachable(&self, reason: String) -> LinkEnd {
+        match (self.context.route, &self.phase) {
+            (Route::Direct, Phase::Connecting | Phase::Measuring(_)) => LinkEnd::Unreachable(reason),
+            _ => LinkEnd::Failed(reason),
+        }
+    }
+
+    /// Looks are counted, not time: a thread that was busy meanwhile has not looked.
+    fn look(&mut self) -> Result<(), LinkEnd> {
+        if self.context.route == Route::Relayed || !self.context.can_relay || self.remote_identity.is_none() || self.local_identity.is_none() || !self.has_closed_plane() {
+            return Ok(());
+        }
+        self.looks += 1;
+        if self.looks < MAX_LOOKS {
+            return Ok(());
+        }
+        let seconds = f64::from(MAX_LOOKS * REPEAT_MILLIS) / 1e3;
+        Err(self.unreachable(format!("not connected within {seconds} s: {NO_DIRECT_CONNECTION}")))
     }
 
     fn on_command(&mut self, command: Command) -> Result<(), LinkEnd> {
@@ -291,22 +353,26 @@ impl Link {
     }
 
     fn on_signal(&mut self, signal: Signal) -> Result<(), LinkEnd> {
-        let (kind, attempt, sdp) = match signal {
-            Signal::Offer { attempt, sdp } => (DescriptionKind::Offer, attempt, sdp),
-            Signal::Answer { attempt, sdp } => (DescriptionKind::Answer, attempt, sdp),
+        let (route, kind, attempt, sdp) = match signal {
+            Signal::Offer { attempt, sdp } => (Route::Direct, DescriptionKind::Offer, attempt, sdp),
+            Signal::Answer { attempt, sdp } => (Route::Direct, DescriptionKind::Answer, attempt, sdp),
+            Signal::RelayOffer { attempt, key } => (Route::Relayed, DescriptionKind::Offer, attempt, key),
+            Signal::RelayAnswer { attempt, key } => (Route::Relayed, DescriptionKind::Answer, attempt, key),
             Signal::Candidate { candidate, .. } => {
                 self.connection.add_candidate(candidate);
                 return Ok(());
             }
-            Signal::Wanted => return Ok(()),
+            Signal::Wanted { .. } => return Ok(()),
         };
-        if self.remote_fingerprint.is_some() || (kind == DescriptionKind::Offer) == self.context.is_offerer {
-            log::warn!("node {} described its end twice or in the wrong role", self.context.peer);
+        if self.remote_identity.is_some() || route != self.context.route || (kind == DescriptionKind::Offer) == self.context.is_offerer {
+            log::warn!("node {} described its end twice, in the wrong role or for another route", self.context.peer);
             return Ok(());
         }
         self.context.attempt = Some(attempt);
-        self.remote_fingerprint = Some(sdp::fingerprint(&sdp)?);
-        self.max_frame_bytes = sdp::max_message_bytes(&sdp).min(MAX_FRAME_BYTES);
+        self.remote_identity = Some(self.identity(&sdp)?);
+        if route == Route::Direct {
+            self.max_frame_bytes = sdp::max_message_bytes(&sdp).min(MAX_FRAME_BYTES);
+        }
         if self.max_frame_bytes <= 2 * HEADER_BYTES {
             return Err(format!("the other device takes messages of {} bytes only, at least 64 were expected", self.max_frame_bytes).into());
         }
@@ -314,14 +380,24 @@ impl Link {
         Ok(())
     }
 
+    /// What the proof is taken over, from a description.
+    fn identity(&self, description: &str) -> Result<String, String> {
+        match self.context.route {
+            Route::Direct => sdp::fingerprint(description),
+            Route::Relayed => relay::key(description),
+        }
+    }
+
     fn on_event(&mut self, event: ConnectionEvent) -> Result<(), LinkEnd> {
         match event {
             ConnectionEvent::LocalDescription(Description { kind, sdp }) => {
-                self.local_fingerprint = Some(sdp::fingerprint(&sdp)?);
+                self.local_identity = Some(self.identity(&sdp)?);
                 let attempt = self.context.attempt.unwrap_or_default();
-                self.signal(&match kind {
-                    DescriptionKind::Offer => Signal::Offer { attempt, sdp },
-                    DescriptionKind::Answer => Signal::Answer { attempt, sdp },
+                self.signal(&match (self.context.route, kind) {
+                    (Route::Direct, DescriptionKind::Offer) => Signal::Offer { attempt, sdp },
+                    (Route::Direct, DescriptionKind::Answer) => Signal::Answer { attempt, sdp },
+                    (Route::Relayed, DescriptionKind::Offer) => Signal::RelayOffer { attempt, key: sdp },
+                    (Route::Relayed, DescriptionKind::Answer) => Signal::RelayAnswer { attempt, key: sdp },
                 });
             }
             ConnectionEvent::LocalCandidate(candidate) => self.signal(&Signal::Candidate { attempt: self.context.attempt.unwrap_or_default(), candidate }),
@@ -333,7 +409,7 @@ impl Link {
             }
             ConnectionEvent::Disconnected => self.is_disconnected = true,
             ConnectionEvent::Reconnected => self.is_disconnected = false,
-            ConnectionEvent::Closed(reason) => return Err(reason.into()),
+            ConnectionEvent::Closed(reason) => return Err(self.unreachable(reason)),
         }
         Ok(())
     }
@@ -374,11 +450,15 @@ impl Link {
 
     /// What the end with the given role has to send.
     fn proof(&self, is_offerer: bool) -> Result<[u8; 32], LinkEnd> {
-        let (Some(local), Some(remote)) = (&self.local_fingerprint, &self.remote_fingerprint) else {
+        let (Some(local), Some(remote)) = (&self.local_identity, &self.remote_identity) else {
             return Err("a channel opened before both ends were described".to_owned().into());
         };
         let (offerer, answerer) = if self.context.is_offerer { (local, remote) } else { (remote, local) };
-        Ok(self.context.config.secret.link_proof(is_offerer, offerer, answerer))
+        let secret = &self.context.config.secret;
+        Ok(match self.context.route {
+            Route::Direct => secret.link_proof(is_offerer, offerer, answerer),
+            Route::Relayed => secret.relay_proof(is_offerer, offerer, answerer),
+        })
     }
 
     fn on_frame(&mut self, plane: Plane, frame: &[u8]) -> Result<(), LinkEnd> {
@@ -529,7 +609,7 @@ impl Link {
         let early = std::mem::take(&mut measuring.early);
         self.phase = Phase::Up;
         self.context.is_up.set(true);
-        self.say(TransportEvent::LinkUp { peer: self.context.peer, round_trip_millis, bytes_per_second });
+        self.say(TransportEvent::LinkUp { peer: self.context.peer, round_trip_millis, bytes_per_second, relayed: self.context.route == Route::Relayed });
         for (message, data, bytes) in early {
             self.deliver(message, data, bytes);
         }

@@ -12,6 +12,11 @@ pub fn spawn_local(task: impl Future<Output = ()> + 'static) {
     imp::spawn_local(task);
 }
 
+/// Runs a task where the work of this thread does not hold it up: natively on a thread of its own, in browsers here.
+pub fn spawn_apart<T: Future<Output = ()> + 'static>(name: &str, task: impl FnOnce() -> T + Send + 'static) {
+    imp::spawn_apart(name, task);
+}
+
 /// Ends after `millis`; at once for 0, but never in the same turn of the loop.
 pub async fn sleep(millis: u32) {
     imp::sleep(millis).await;

@@ -1,8 +1,9 @@
 //! The links of one node: who is dialled, who is up, what goes where.
 
-use crate::connection::{Connector};
-use crate::link::{self, Command, LinkEnd, Outgoing, Signal};
+use crate::connection::Connector;
+use crate::link::{self, Command, LinkEnd, Outgoing, Route, Signal};
 use crate::platform;
+use crate::relay::RelayConnector;
 use barycenter_protocol::NodeId;
 use barycenter_protocol::auth::RoomSecret;
 use barycenter_protocol::control::LinkCounters;
@@ -30,12 +31,14 @@ pub struct TransportConfig {
     /// Bytes of messages that came over one link and were not read from [`TransportEvents`]; a peer that sends more
     /// than the protocol's steps can leave unread loses its link.
     pub max_unread_bytes: usize,
+    /// All links go through the server, for a network that is known to allow no others.
+    pub relay_only: bool,
 }
 
 impl TransportConfig {
-    /// The usual times: 15 s to set up, 1 s of silence after the connection reports it, 512 MiB unread.
+    /// The usual times: 15 s to set up, 1 s of silence after the connection reports it, 512 MiB unread; direct links first.
     pub fn new(node: NodeId, secret: RoomSecret) -> Self {
-        Self { node, secret, set_up_timeout_millis: 15_000, silence_millis: 1_000, max_unread_bytes: 512 * 1024 * 1024 }
+        Self { node, secret, set_up_timeout_millis: 15_000, silence_millis: 1_000, max_unread_bytes: 512 * 1024 * 1024, relay_only: false }
     }
 }
 
@@ -57,6 +60,8 @@ pub enum TransportEvent {
         round_trip_millis: f64,
         /// Of the bulk channel, from here to there.
         bytes_per_second: f64,
+        /// Through the server, because no direct connection came about.
+        relayed: bool,
     },
     /// A link ended or could not be made. Not said of links that were hung up here.
     LinkDown {
@@ -104,6 +109,7 @@ pub struct TransportEvents {
 struct Shared {
     config: TransportConfig,
     connector: Box<dyn Connector>,
+    relay: Option<RelayConnector>,
     links: RefCell<HashMap<NodeId, Entry>>,
     counters: RefCell<BTreeMap<NodeId, Rc<RefCell<LinkCounters>>>>,
     events: mpsc::UnboundedSender<Envelope>,
@@ -115,6 +121,7 @@ struct Entry {
     number: u32,
     /// The offer's number this link belongs to; an answerer learns it from the offer.
     attempt: Option<u32>,
+    route: Route,
     is_up: Rc<Cell<bool>>,
     commands: mpsc::UnboundedSender<Command>,
 }
@@ -126,23 +133,26 @@ pub(crate) struct Envelope {
 }
 
 impl Transport {
-    /// A node without links.
+    /// A node without links, which makes direct ones only.
     pub fn new(config: TransportConfig, connector: impl Connector + 'static) -> (Self, TransportEvents) {
+        Self::with(config, Box::new(connector), None)
+    }
+
+    /// A node without links; where no direct connection comes about, it is linked through the relay.
+    pub fn with_relay(config: TransportConfig, connector: impl Connector + 'static, relay: RelayConnector) -> (Self, TransportEvents) {
+        Self::with(config, Box::new(connector), Some(relay))
+    }
+
+    fn with(config: TransportConfig, connector: Box<dyn Connector>, relay: Option<RelayConnector>) -> (Self, TransportEvents) {
         let (events, receiver) = mpsc::unbounded();
-        let shared = Shared { config, connector: Box::new(connector), links: RefCell::default(), counters: RefCell::default(), events, next_number: Cell::new(1) };
+        let shared = Shared { config, connector, relay, links: RefCell::default(), counters: RefCell::default(), events, next_number: Cell::new(1) };
         (Self { shared: Rc::new(shared) }, TransportEvents { receiver })
     }
 
     /// Makes a link, unless there is one or one is being made. The node with the lower id offers; both may dial.
     pub fn dial(&self, peer: NodeId) {
-        if peer == self.shared.config.node || self.shared.links.borrow().contains_key(&peer) {
-            return;
-        }
-        if self.shared.is_offerer(peer) {
-            self.start(peer, Some(self.shared.number()));
-        } else {
-            self.start(peer, None);
-            self.shared.signal(peer, &Signal::Wanted);
+        if peer != self.shared.config.node && !self.shared.links.borrow().contains_key(&peer) {
+            Shared::begin(&self.shared, peer, self.shared.first_route());
         }
     }
 
@@ -165,30 +175,44 @@ impl Transport {
             log::warn!("node {from} signalled what cannot be read: {} bytes", payload.len());
             return;
         };
-        let is_offerer = self.shared.is_offerer(from);
+        let shared = &self.shared;
+        let is_offerer = shared.is_offerer(from);
+        let known = shared.links.borrow().get(&from).map(|entry| (entry.attempt, entry.route, entry.is_up.get()));
         match &signal {
-            Signal::Wanted => {
-                let is_being_made = self.shared.links.borrow().get(&from).is_some_and(|entry| !entry.is_up.get());
-                if is_offerer && !is_being_made && from != self.shared.config.node {
-                    self.replace(from, Some(self.shared.number()));
+            Signal::Wanted { relayed } => {
+                let route = if *relayed && shared.relay.is_some() { Route::Relayed } else { shared.first_route() };
+                // A direct link that is being made gives way to a relayed one, never the other way about.
+                let is_being_made = known.is_some_and(|(_, known, is_up)| !is_up && (known == Route::Relayed || route == Route::Direct));
+                if is_offerer && !is_being_made && from != shared.config.node {
+                    self.replace(from, Some(shared.number()), route);
                 }
             }
-            Signal::Offer { attempt, .. } if !is_offerer => {
-                let known = self.shared.links.borrow().get(&from).map(|entry| entry.attempt);
-                match known {
-                    Some(None) => self.shared.links.borrow_mut().get_mut(&from).into_iter().for_each(|entry| entry.attempt = Some(*attempt)),
-                    Some(Some(known)) if known == *attempt => return,
-                    _ => self.replace(from, Some(*attempt)),
+            Signal::Offer { .. } | Signal::RelayOffer { .. } if is_offerer => log::warn!("node {from} offered although its id is higher"),
+            Signal::Offer { .. } if shared.first_route() == Route::Relayed => {
+                if known.is_none_or(|(_, route, is_up)| is_up || route == Route::Direct) {
+                    self.drop_link(from);
+                    Shared::begin(shared, from, Route::Relayed);
                 }
-                self.shared.command(from, Command::Signal(signal));
             }
-            Signal::Offer { .. } => log::warn!("node {from} offered although its id is higher"),
-            Signal::Answer { attempt, .. } | Signal::Candidate { attempt, .. } => {
-                if self.shared.links.borrow().get(&from).is_some_and(|entry| entry.attempt == Some(*attempt)) {
-                    self.shared.command(from, Command::Signal(signal));
+            Signal::RelayOffer { .. } if shared.relay.is_none() => log::warn!("node {from} wants a link through the server, which this one does not make"),
+            Signal::Offer { attempt, .. } => self.on_offer(from, *attempt, Route::Direct, signal),
+            Signal::RelayOffer { attempt, .. } => self.on_offer(from, *attempt, Route::Relayed, signal),
+            Signal::Answer { attempt, .. } | Signal::RelayAnswer { attempt, .. } | Signal::Candidate { attempt, .. } => {
+                if known.is_some_and(|(known, ..)| known == Some(*attempt)) {
+                    shared.command(from, Command::Signal(signal));
                 }
             }
         }
+    }
+
+    fn on_offer(&self, from: NodeId, attempt: u32, route: Route, signal: Signal) {
+        let known = self.shared.links.borrow().get(&from).map(|entry| (entry.attempt, entry.route));
+        match known {
+            Some((None, known)) if known == route => self.shared.links.borrow_mut().get_mut(&from).into_iter().for_each(|entry| entry.attempt = Some(attempt)),
+            Some((Some(known), _)) if known == attempt => return,
+            _ => self.replace(from, Some(attempt), route),
+        }
+        self.shared.command(from, Command::Signal(signal));
     }
 
     /// Whether the link to `peer` is up.
@@ -216,42 +240,77 @@ impl Transport {
         self.shared.counters.borrow().values().map(|counters| counters.borrow().clone()).collect()
     }
 
-    fn replace(&self, peer: NodeId, attempt: Option<u32>) {
+    fn replace(&self, peer: NodeId, attempt: Option<u32>, route: Route) {
+        self.drop_link(peer);
+        Shared::start(&self.shared, peer, attempt, route);
+    }
+
+    /// Lets go of a link that the other end makes anew.
+    fn drop_link(&self, peer: NodeId) {
         if let Some(entry) = self.shared.links.borrow_mut().remove(&peer) {
             let _ = entry.commands.unbounded_send(Command::End(LinkEnd::HungUp));
             if entry.is_up.replace(false) {
                 self.shared.say(TransportEvent::LinkDown { peer, reason: "the other device started the link anew".into() });
             }
         }
-        self.start(peer, attempt);
-    }
-
-    fn start(&self, peer: NodeId, attempt: Option<u32>) {
-        let shared = &self.shared;
-        let (commands, receiver) = mpsc::unbounded();
-        let is_up = Rc::new(Cell::new(false));
-        let number = shared.number();
-        let counters = Rc::clone(shared.counters.borrow_mut().entry(peer).or_insert_with(|| Rc::new(RefCell::new(LinkCounters { peer, ..LinkCounters::default() }))));
-        shared.links.borrow_mut().insert(peer, Entry { number, attempt, is_up: Rc::clone(&is_up), commands });
-        let is_offerer = shared.is_offerer(peer);
-        let (connection, incoming) = shared.connector.connect(is_offerer);
-        let context = link::LinkContext { config: shared.config.clone(), peer, is_offerer, attempt, is_up, counters, events: shared.events.clone() };
-        let shared = Rc::downgrade(shared);
-        platform::spawn_local(async move {
-            let (end, linger) = link::run(context, connection, incoming, receiver).await;
-            if let (LinkEnd::Failed(reason), Some(shared)) = (end, shared.upgrade()) {
-                let is_current = shared.links.borrow().get(&peer).is_some_and(|entry| entry.number == number);
-                if is_current {
-                    shared.links.borrow_mut().remove(&peer);
-                    shared.say(TransportEvent::LinkDown { peer, reason });
-                }
-            }
-            linger.await;
-        });
     }
 }
 
 impl Shared {
+    /// Offers a link, or asks for an offer.
+    fn begin(shared: &Rc<Self>, peer: NodeId, route: Route) {
+        if shared.is_offerer(peer) {
+            Self::start(shared, peer, Some(shared.number()), route);
+        } else {
+            Self::start(shared, peer, None, route);
+            shared.signal(peer, &Signal::Wanted { relayed: route == Route::Relayed });
+        }
+    }
+
+    fn start(shared: &Rc<Self>, peer: NodeId, attempt: Option<u32>, route: Route) {
+        let (commands, receiver) = mpsc::unbounded();
+        let is_up = Rc::new(Cell::new(false));
+        let number = shared.number();
+        let counters = Rc::clone(shared.counters.borrow_mut().entry(peer).or_insert_with(|| Rc::new(RefCell::new(LinkCounters { peer, ..LinkCounters::default() }))));
+        shared.links.borrow_mut().insert(peer, Entry { number, attempt, route, is_up: Rc::clone(&is_up), commands });
+        let is_offerer = shared.is_offerer(peer);
+        let (connection, incoming) = match (&shared.relay, route) {
+            (Some(relay), Route::Relayed) => relay.connect(peer, is_offerer),
+            _ => shared.connector.connect(is_offerer),
+        };
+        let can_relay = shared.relay.is_some();
+        let context = link::LinkContext { config: shared.config.clone(), peer, is_offerer, attempt, route, can_relay, is_up, counters, events: shared.events.clone() };
+        let shared = Rc::downgrade(shared);
+        platform::spawn_local(async move {
+            let (end, linger) = link::run(context, connection, incoming, receiver).await;
+            if let Some(shared) = shared.upgrade() {
+                Self::on_end(&shared, peer, number, end);
+            }
+            linger.await;
+        });
+    }
+
+    /// The link with this number ended.
+    fn on_end(shared: &Rc<Self>, peer: NodeId, number: u32, end: LinkEnd) {
+        let is_current = shared.links.borrow().get(&peer).is_some_and(|entry| entry.number == number);
+        match end {
+            LinkEnd::Unreachable(reason) if is_current && shared.relay.is_some() => {
+                log::info!("node {peer} is linked through the server: {reason}");
+                shared.links.borrow_mut().remove(&peer);
+                Self::begin(shared, peer, Route::Relayed);
+            }
+            LinkEnd::Failed(reason) | LinkEnd::Unreachable(reason) if is_current => {
+                shared.links.borrow_mut().remove(&peer);
+                shared.say(TransportEvent::LinkDown { peer, reason });
+            }
+            _ => {}
+        }
+    }
+
+    fn first_route(&self) -> Route {
+        if self.config.relay_only && self.relay.is_some() { Route::Relayed } else { Route::Direct }
+    }
+
     fn is_offerer(&self, peer: NodeId) -> bool {
         self.config.node < peer
     }

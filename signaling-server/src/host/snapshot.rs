@@ -30,6 +30,7 @@ impl Host {
                     b: link.b,
                     round_trip_millis: finite(link.round_trip_millis),
                     bytes_per_second: finite(link.bytes_per_second),
+                    relayed: self.relayed.contains(&(link.a.min(link.b), link.a.max(link.b))),
                 })
                 .collect(),
             run: self.run.as_ref().map(|run| self.run_view(run)),

@@ -62,7 +62,7 @@ pub async fn snapshots(State(app): AppState) -> Response {
     json_lines(lines)
 }
 
-fn session(headers: &HeaderMap) -> Answer<String> {
+pub(super) fn session(headers: &HeaderMap) -> Answer<String> {
     text_header(headers, "x-barycenter-session")
         .map(str::to_owned)
         .ok_or_else(|| Refusal::new(StatusCode::GONE, "the call names no session (x-barycenter-session): join first"))

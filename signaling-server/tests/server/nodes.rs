@@ -16,10 +16,13 @@ async fn two_devices_are_told_to_dial_and_pair_through_the_server() {
     assert_eq!(first.say(&[offer]).await.status(), StatusCode::NO_CONTENT);
     assert_eq!(second.hear().await, Some(ToNode::Signal { from: first.node, payload: "offer".into() }));
     for (device, peer) in [(&first, second.node), (&second, first.node)] {
-        device.say(&[FromNode::LinkUp { peer, round_trip_millis: 2.0, bytes_per_second: 1e7 }]).await;
+        device.say(&[FromNode::LinkUp { peer, round_trip_millis: 2.0, bytes_per_second: 1e7, relayed: true }]).await;
     }
     let snapshot = house.client.until("two nodes and a link", |s| s.nodes.len() == 2 && s.links.len() == 1 && s.nodes[0].counters.cache_bytes == 7).await;
     assert_eq!(snapshot.nodes[0].name, "first");
+    assert!(snapshot.links[0].relayed);
+    let told = snapshot.events.iter().filter(|event| event.text.contains("first and second do not reach each other directly"));
+    assert_eq!(told.count(), 1, "both ends say so, once it is told: {:?}", snapshot.events);
 }
 
 #[tokio::test(flavor = "multi_thread")]

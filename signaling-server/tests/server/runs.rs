@@ -283,7 +283,7 @@ async fn was_wanted(mut device: Device) -> bool {
 /// Two devices say that they are linked: nobody waits for their link.
 async fn link(a: &Device, b: &Device) {
     for (from, to) in [(a, b), (b, a)] {
-        assert!(from.say(&[FromNode::LinkUp { peer: to.node, round_trip_millis: 1.0, bytes_per_second: 1e7 }]).await.status().is_success());
+        assert!(from.say(&[FromNode::LinkUp { peer: to.node, round_trip_millis: 1.0, bytes_per_second: 1e7, relayed: false }]).await.status().is_success());
     }
 }
 

@@ -3,7 +3,7 @@
 import type { JSX } from 'preact';
 import { sentence } from '../api';
 import { bytes, duration, gflops, layers as layerText, percent } from '../format';
-import type { NodeView, Snapshot } from '../protocol';
+import type { LinkView, NodeView, Snapshot } from '../protocol';
 import { backendName, busyShare } from '../story';
 import { byKind, sumOfKinds } from '../traffic';
 import { Meter } from '../ui';
@@ -17,14 +17,14 @@ export function Devices({ snapshot }: { snapshot: Snapshot }): JSX.Element | nul
       </div>
       <ul class="devices">
         {snapshot.nodes.map((node) => (
-          <Device key={node.node} node={node} />
+          <Device key={node.node} node={node} links={snapshot.links.filter((link) => link.a === node.node || link.b === node.node)} />
         ))}
       </ul>
     </section>
   );
 }
 
-function Device({ node }: { node: NodeView }): JSX.Element {
+function Device({ node, links }: { node: NodeView; links: LinkView[] }): JSX.Element {
   const { counters } = node;
   const sent = counters.links.reduce((sum, link) => sum + sumOfKinds(byKind(link)), 0);
   const busy = busyShare(counters);
@@ -86,6 +86,7 @@ function Device({ node }: { node: NodeView }): JSX.Element {
           <dt>Sent to peers</dt>
           <dd>
             <b>{bytes(sent)}</b>
+            <small data-testid="ways">{ways(links)}</small>
           </dd>
         </div>
         <div>
@@ -97,6 +98,13 @@ function Device({ node }: { node: NodeView }): JSX.Element {
       </dl>
     </li>
   );
+}
+
+/** Which way this device's links go. */
+function ways(links: LinkView[]): string {
+  const relayed = links.filter((link) => link.relayed).length;
+  const direct = links.length - relayed;
+  return [direct > 0 ? `${direct} direct` : '', relayed > 0 ? `${relayed} relayed` : ''].filter(Boolean).join(', ');
 }
 
 function peaks({ counters }: NodeView): string {

@@ -134,7 +134,7 @@ function LinkLine({ a, b, link, labels }: { a: Dot; b: Dot; link: LinkTraffic; l
   const labelled = (own: number, other: number): boolean => labels === 'both' || (labels === 'larger' && own > other);
   return (
     <g>
-      <line class="link" x1={a.x} y1={a.y} x2={b.x} y2={b.y} />
+      <line class={link.relayed ? 'link relayed' : 'link'} x1={a.x} y1={a.y} x2={b.x} y2={b.y} />
       <FlowLine from={a} to={b} flow={link.forth} labelled={labelled(link.forth.rate, link.back.rate)} />
       <FlowLine from={b} to={a} flow={link.back} labelled={labelled(link.back.rate, link.forth.rate * (1 + 1e-9))} />
     </g>
@@ -208,6 +208,7 @@ function Links({ nodes, traffic }: { nodes: NodeView[]; traffic: LinkTraffic[] }
           <thead>
             <tr>
               <th>Link</th>
+              <th>way</th>
               <th class="num">round trip</th>
               <th class="num">measured</th>
               {LEGEND.map((kind) => (
@@ -226,6 +227,7 @@ function Links({ nodes, traffic }: { nodes: NodeView[]; traffic: LinkTraffic[] }
                   <th scope="row">
                     {nameOf(link.a, nodes)} – {nameOf(link.b, nodes)}
                   </th>
+                  <td data-testid="way">{link.relayed ? 'relayed' : 'direct'}</td>
                   <td class="num">{link.roundTripMillis.toFixed(link.roundTripMillis < 10 ? 1 : 0)} ms</td>
                   <td class="num">{rate(link.bytesPerSecond)}</td>
                   {LEGEND.map((kind) => (

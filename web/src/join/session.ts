@@ -18,6 +18,7 @@ export interface StayOptions {
   deviceToken: string;
   storageQuotaBytes: number;
   memoryBudgetBytes: number;
+  relay: boolean;
 }
 
 /** A started stay. */

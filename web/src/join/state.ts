@@ -10,6 +10,8 @@ export interface Peer {
   peer: number;
   roundTripMillis: number | null;
   bytesPerSecond: number | null;
+  /** Through the server. */
+  relayed: boolean;
 }
 
 /** The stay so far. */
@@ -66,7 +68,7 @@ export function fold(view: StayView, event: NodeEvent): StayView {
     case 'link': {
       const others = view.peers.filter((p) => p.peer !== event.peer);
       if (!event.up) return { ...view, peers: others };
-      return { ...view, peers: [...others, { peer: event.peer, roundTripMillis: event.round_trip_millis ?? null, bytesPerSecond: event.bytes_per_second ?? null }] };
+      return { ...view, peers: [...others, { peer: event.peer, roundTripMillis: event.round_trip_millis ?? null, bytesPerSecond: event.bytes_per_second ?? null, relayed: event.relayed === true }] };
     }
     case 'reconnecting':
       return { ...view, stage: 'reconnecting', remark: `${sentence(event.reason)} Trying again (${event.attempt}).` };
@@ -132,6 +134,6 @@ export function testSentence(test: NonNullable<StayView['selfTest']>): string {
 
 /** One peer in a few words. */
 export function peerText(peer: Peer): string {
-  const facts = [peer.roundTripMillis !== null ? `${peer.roundTripMillis.toFixed(1)} ms` : '', peer.bytesPerSecond ? rate(peer.bytesPerSecond) : ''].filter(Boolean);
-  return facts.length > 0 ? facts.join(', ') : 'linked';
+  const facts = [peer.relayed ? 'relayed' : 'direct', peer.roundTripMillis !== null ? `${peer.roundTripMillis.toFixed(1)} ms` : '', peer.bytesPerSecond ? rate(peer.bytesPerSecond) : ''].filter(Boolean);
+  return facts.join(', ');
 }

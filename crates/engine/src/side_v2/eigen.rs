@@ -164,7 +164,7 @@ mod tests {
         assert!((values[0] - 3.0).abs() < 1e-14 && (values[1] - 1.0).abs() < 1e-14);
         // 2 on the diagonal, −1 beside it: 2 − 2 cos(kπ / (n + 1)).
         let n = 17;
-        let second: Vec<f64> = (0..n * n).map(|at| match (at / n).abs_diff(at % n) { 0 => 2.0, 1 => -1.0, _ => 0.0 }).collect();
+        let second: Vec<f64> = (0..n * n).map(|at: usize| match (at / n).abs_diff(at % n) { 0 => 2.0, 1 => -1.0, _ => 0.0 }).collect();
         for (k, value) in check(&second, n).iter().rev().enumerate() {
             let expected = 2.0 - 2.0 * (std::f64::consts::PI * (k + 1) as f64 / (n + 1) as f64).cos();
             assert!((value - expected).abs() < 1e-13, "{value} {expected}");

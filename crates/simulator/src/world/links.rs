@@ -67,7 +67,7 @@ impl World {
                 self.input(node, NodeInput::LinkDown { peer, reason: "made anew".into() });
             }
             self.input(node, NodeInput::LinkUp { peer });
-            self.up(node, FromNode::LinkUp { peer, round_trip_millis, bytes_per_second });
+            self.up(node, FromNode::LinkUp { peer, round_trip_millis, bytes_per_second, relayed: false });
         }
         if spec.loss_per_hour > 0.0 {
             // breaks come at random, independently of each other

@@ -20,6 +20,10 @@ pub fn spawn_local(task: impl Future<Output = ()> + 'static) {
     wasm_bindgen_futures::spawn_local(task);
 }
 
+pub fn spawn_apart<T: Future<Output = ()> + 'static>(_: &str, task: impl FnOnce() -> T + Send + 'static) {
+    spawn_local(task());
+}
+
 pub async fn sleep(millis: u32) {
     let (done, wait) = oneshot::channel::<()>();
     // The closure frees itself when it is called; a sleep that was dropped leaves a timer that does nothing.

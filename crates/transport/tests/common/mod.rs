@@ -35,7 +35,7 @@ pub async fn connect(first: impl Connector + 'static, second: impl Connector + '
     let mut up = 0;
     while up < 2 {
         match pair.next().await {
-            (1, TransportEvent::LinkUp { peer, round_trip_millis, bytes_per_second }) => {
+            (1, TransportEvent::LinkUp { peer, round_trip_millis, bytes_per_second, .. }) => {
                 assert_eq!(peer, NodeId(2));
                 (pair.round_trip_millis, pair.bytes_per_second) = (round_trip_millis, bytes_per_second);
                 up += 1;
