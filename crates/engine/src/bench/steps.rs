@@ -260,8 +260,9 @@ mod tests {
             assert_eq!((times.seconds.len(), times.tokens), (2, 16), "{method:?}");
             assert!(times.seconds.iter().all(|&seconds| seconds >= 1.0) && times.peak_bytes > 0, "{method:?}");
         }
-        // Four taps of 16 tokens in half precision, and ρ of the labelled ones; one boundary with a scale a token.
-        let taps = 4 * 16 * 64 * 2 + 4 * 6;
+        // Of three layers the embedding, the first and the third: 16 tokens as integers with a scale each, and ρ of the labelled ones;
+        // one boundary in half precision with a scale a token.
+        let taps = 3 * 16 * (64 + 2) + 4 * 6;
         assert_eq!((times(Method::ParallelFill).cache_bytes, times(Method::ParallelCached).cache_bytes), (taps, taps));
         assert_eq!((times(Method::LoraLastCached).cache_bytes, times(Method::Lora).cache_bytes), (16 * 64 * 2 + 4 * 16, 0));
         assert!(times(Method::ParallelCached).peak_bytes < times(Method::ParallelFill).peak_bytes, "the backbone is gone");
