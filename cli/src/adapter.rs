@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use barycenter_engine::backbone::Backbone;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
+use barycenter_engine::chains::{Chains, ChainsConfig};
 use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig};
 use barycenter_engine::side::{Fusion, Side, SideConfig, SideLayout, flat_from_named};
 use barycenter_engine::Device;
@@ -12,8 +13,8 @@ use std::path::Path;
 
 /// What an `adapter_config.json` describes.
 pub enum Adapter {
-    /// A side network.
-    Parallel(SideConfig),
+    /// A side network; its taps of the encoder, beside a decoder that has one.
+    Parallel(SideConfig, Option<Vec<usize>>),
     /// Products beside linear layers, in PEFT's form.
     Lora(LoraConfig),
     /// Bottleneck adapters.
@@ -35,7 +36,7 @@ impl Adapter {
                 let mut side = SideConfig::new(reduction()?, 0);
                 side.taps = taps;
                 side.fusion = Fusion::of_config(&json);
-                Ok(Self::Parallel(side))
+                Ok(Self::Parallel(side, numbers("encoder_taps")))
             }
             ("adapters", Some(1)) => {
                 let layers = numbers("layers").filter(|layers| !layers.is_empty()).context("adapter_config.json has no layers")?;
@@ -66,7 +67,7 @@ impl Adapter {
     ) -> Result<Backbone> {
         let mut model = Backbone::load(device, config, weights, &Parts::all(config))?;
         match self {
-            Self::Parallel(_) => {}
+            Self::Parallel(..) => {}
             Self::Lora(lora) => Lora::new(device, config, lora, find)?.attach(&mut model),
             Self::Bottlenecks(adapters) => Bottlenecks::load(device, config, adapters, find)?.attach(&mut model),
         }
@@ -75,10 +76,19 @@ impl Adapter {
 
     /// The side network, if it is one.
     pub fn side(&self, device: &Device, config: &ModelConfig, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Side>> {
-        let Self::Parallel(side) = self else { return Ok(None) };
+        let Self::Parallel(side, _) = self else { return Ok(None) };
         let layout = SideLayout::whole(config, side)?;
         let flat = flat_from_named(&layout, find)?;
         Ok(Some(Side::new(device, layout, &flat)?))
+    }
+
+    /// The side networks beside both stacks of an encoder-decoder model, if it is of that method.
+    pub fn chains(&self, model: &Backbone, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Chains>> {
+        let Self::Parallel(side, encoder_taps) = self else { return Ok(None) };
+        let config = ChainsConfig { fusion: side.fusion, taps: Some(side.taps.clone()), encoder_taps: encoder_taps.clone(), ..ChainsConfig::new(side.reduction) };
+        let mut chains = Chains::load(model.device(), &model.config, &config, find)?;
+        chains.share_bias(model);
+        Ok(Some(chains))
     }
 }
 

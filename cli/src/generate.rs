@@ -5,7 +5,9 @@ use crate::backend::create_backend;
 use crate::model::{ActivationFormat, Model, WeightFormat, describe_weights};
 use anyhow::Result;
 use barycenter_engine::backbone::Backbone;
-use barycenter_engine::generate::{GenerateOptions, generate};
+use barycenter_engine::chains::Chains;
+use barycenter_engine::generate::{GenerateOptions, generate, generate_targets};
+use barycenter_engine::side::Side;
 use barycenter_engine::tape::no_yield;
 use barycenter_model::names::Parts;
 use barycenter_model::TensorSource;
@@ -44,15 +46,19 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         options.activations.set(&device)?;
         let opened = Model::open(&options.model)?;
         let (config, tokenizer) = (&opened.config, &opened.tokenizer);
-        Backbone::check_decoder(config)?;
+        let is_seq2seq = config.encoder.is_some();
+        if !is_seq2seq {
+            Backbone::check_decoder(config)?;
+        }
         let mut weights = opened.weights(options.weights)?;
         let model = Backbone::load(&device, config, &mut weights, &Parts::all(config))?;
         if options.weights != WeightFormat::Keep {
             eprintln!("{}", describe_weights(&device, 0, options.weights));
         }
-        let prompts = [tokenizer.encode_prompt(&options.prompt)?];
+        // An encoder reads what it was trained on: the text as it is, with the tokens that the tokenizer puts around it.
+        let prompts = [if is_seq2seq { tokenizer.encode(options.prompt.trim(), true)? } else { tokenizer.encode_prompt(&options.prompt)? }];
         let limits = GenerateOptions { max_new_tokens: options.max_new_tokens, stop: config.eos.clone() };
-        let base = generate(&model, None, &prompts, &limits, &no_yield()).await?;
+        let base = answer(&model, None, None, &prompts, &limits).await?;
         let text = tokenizer.decode_response(&base[0])?;
         let Some(folder) = &options.adapter else {
             println!("{text}");
@@ -60,17 +66,28 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         };
         let (adapter, mut tensors) = Adapter::open(folder)?;
         let mut find = |name: &str| tensors.load(name).ok();
-        let side = adapter.side(&device, config, &mut find)?;
         // A side network stands beside the model; other adapters are set into a model of their own.
         let tuned_model = match &adapter {
-            Adapter::Parallel(_) => model,
+            Adapter::Parallel(..) => model,
             _ => {
                 drop(model);
                 adapter.whole_model(&device, config, &mut weights, &mut find)?
             }
         };
-        let tuned = generate(&tuned_model, side.as_ref(), &prompts, &limits, &no_yield()).await?;
+        let (side, chains) = match is_seq2seq {
+            true => (None, adapter.chains(&tuned_model, &mut find)?),
+            false => (adapter.side(&device, config, &mut find)?, None),
+        };
+        let tuned = answer(&tuned_model, side.as_ref(), chains.as_ref(), &prompts, &limits).await?;
         println!("base   {text}\ntuned  {}", tokenizer.decode_response(&tuned[0])?);
         Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Answers by a decoder, or by an encoder-decoder model.
+async fn answer(model: &Backbone, side: Option<&Side>, chains: Option<&Chains>, prompts: &[Vec<u32>], limits: &GenerateOptions) -> Result<Vec<Vec<u32>>> {
+    Ok(match model.config.encoder {
+        Some(_) => generate_targets(model, chains, prompts, limits, &no_yield()).await?,
+        None => generate(model, side, prompts, limits, &no_yield()).await?,
     })
 }

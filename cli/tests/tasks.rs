@@ -216,6 +216,11 @@ fn encoder_decoder_models_learn_targets_by_every_method() {
                 "full" => ("model.safetensors", "shared.weight"),
                 _ => ("adapter_config.json", "SEQ_2_SEQ_LM"),
             };
+            // The base model's answer and the tuned one's, or that of the model that was written.
+            let ask: &[&str] = if method == "full" { &["--model", text(&out)] } else { &["--model", text(&model), "--adapter", text(&out)] };
+            let answered = program(&[&["generate", "--device", "cpu", "--max-new-tokens", "6", "a b c d"], ask].concat());
+            assert!(answered.status.success(), "{case} {method}: {}", String::from_utf8_lossy(&answered.stderr));
+            assert_eq!(String::from_utf8_lossy(&answered.stdout).contains("tuned  "), method != "full", "{case} {method}");
             match file {
                 "adapter_config.json" => assert!(std::fs::read_to_string(out.join(file)).expect("written").contains(expected)),
                 _ => assert!(tensor_names(&out.join(file)).contains(&expected.into()), "{case} {method}"),

@@ -1,5 +1,9 @@
 //! Greedy decoding with a key/value cache, a batch of prompts at once, by the base model or with its side network.
 
+mod targets;
+
+pub use targets::generate_targets;
+
 use crate::EngineError;
 use crate::backbone::{Backbone, Keys};
 use crate::loss::greedy;
@@ -38,19 +42,26 @@ pub async fn generate(
         return Err(EngineError::BadBatch(format!("a prompt of {} tokens exceeds the model's {max_positions}", prompt.len())));
     }
     let mut results = Vec::new();
-    let mut rest = prompts;
+    for now in batches(prompts, options) {
+        results.extend(Decoder::new(model, side, now, options)?.run(now, options, hook).await?);
+    }
+    Ok(results)
+}
+
+/// Prompts that are decoded at once.
+fn batches<'a>(prompts: &'a [Vec<u32>], options: &GenerateOptions) -> Vec<&'a [Vec<u32>]> {
+    let (mut list, mut rest) = (Vec::new(), prompts);
     while !rest.is_empty() {
         let mut tokens = 0;
         let fits = |prompt: &&Vec<u32>| {
             tokens += prompt.len() + options.max_new_tokens;
             tokens <= BATCH_TOKENS
         };
-        let count = rest.iter().take_while(fits).count().max(1);
-        let (now, later) = rest.split_at(count);
-        results.extend(Decoder::new(model, side, now, options)?.run(now, options, hook).await?);
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        list.push(now);
         rest = later;
     }
-    Ok(results)
+    list
 }
 
 /// Caches of a batch of prompts.

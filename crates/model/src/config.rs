@@ -217,6 +217,10 @@ pub struct ModelConfig {
     pub eos: Vec<u32>,
     /// Token the decoder starts from, where the model has an encoder.
     pub decoder_start: Option<u32>,
+    /// Token that every answer of the decoder begins with, whatever it finds likeliest (BART's `forced_bos_token_id`).
+    pub forced_bos: Option<u32>,
+    /// Token that an answer ends with where it has no more room (BART's `forced_eos_token_id`).
+    pub forced_eos: Option<u32>,
     /// The encoder, of an encoder-decoder model.
     pub encoder: Option<Box<ModelConfig>>,
 }
@@ -257,6 +261,8 @@ impl ModelConfig {
             bos: None,
             eos: Vec::new(),
             decoder_start: None,
+            forced_bos: None,
+            forced_eos: None,
             encoder: None,
         }
     }
