@@ -8,7 +8,7 @@ import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:https';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { dirname, extname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
@@ -19,6 +19,12 @@ export const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 
 /** Where built pages and the browser node lie. */
 export const dist = join(root, 'web/dist');
+
+/** Options of tests of threads: left out, and said to be, where their module could not be built or there is one processor. */
+export const needsThreads = {
+  skip: !existsSync(join(dist, 'assets/node_threads_bg.wasm')) ? "no module with threads: Rust's library source was not there"
+    : availableParallelism() < 2 ? 'this computer has one processor' : false,
+};
 
 const target = process.env.CARGO_TARGET_DIR ? resolve(root, process.env.CARGO_TARGET_DIR) : join(root, 'target');
 

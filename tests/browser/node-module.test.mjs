@@ -8,7 +8,7 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { Harness, dist, root } from './harness.mjs';
+import { Harness, dist, needsThreads, root } from './harness.mjs';
 
 const harness = new Harness();
 after(() => harness.close());
@@ -109,7 +109,7 @@ test('without WebGPU the CPU computes, and the reason is said', async () => {
   assert.ok(gflops > 0);
 });
 
-test('two threads give the answers of one, and are said', async () => {
+test('two threads give the answers of one, and are said', needsThreads, async () => {
   const [one, two] = [await open(), await open({ load: threaded })];
   const [alone, shared] = [await one.inWorker('return node.self_test("cpu")'), await two.inWorker('return node.self_test("cpu")')];
   console.log(`${alone.backend.description}: ${alone.gflops.toFixed(1)} GFLOP/s; ${shared.backend.description}: ${shared.gflops.toFixed(1)} GFLOP/s`);
@@ -129,7 +129,7 @@ for (const [what, options] of [
   ['threads that cannot be started', { routes: { '/assets/compute-thread.js': 'throw new Error("broken on purpose")' } }],
   ['a module with threads that cannot be compiled', { routes: { '/assets/node_threads_bg.wasm': 'no wasm' } }],
 ]) {
-  test(`${what}: one thread computes, and the reason is said`, async () => {
+  test(`${what}: one thread computes, and the reason is said`, needsThreads, async () => {
     const { inWorker } = await open({ load: threaded, ...options });
     const { backend, answers } = await inWorker('return node.self_test("cpu")');
     assert.match(backend.description, /, 1 thread$/);

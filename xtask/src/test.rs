@@ -107,6 +107,9 @@ pub fn all(options: &Options) -> Result<()> {
     if options.only.is_empty() && !has_peft() {
         println!("\nNot checked: LoRA files against peft, because no Python with it is here (docs/METHOD.md says how).");
     }
+    if options.only.is_empty() && !crate::wasm::has_threads() {
+        println!("\nNot checked: threads in the browser, because the source of Rust's standard library is not here (`rustup component add rust-src`).");
+    }
     println!("\n{total}");
     if total.failed > 0 {
         bail!("{} of {} tests or steps failed", total.failed, total.failed + total.passed);

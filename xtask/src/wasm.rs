@@ -106,6 +106,11 @@ pub fn build(quick: bool) -> Result<()> {
     Ok(())
 }
 
+/// Whether the module with threads was built.
+pub fn has_threads() -> bool {
+    Module::Threads.bound().is_file()
+}
+
 fn build_module(module: Module, quick: bool) -> Result<()> {
     let compiled = module.compile()?;
     let bound = module.bound();
