@@ -15,6 +15,8 @@ const RATE_WINDOW: usize = 16;
 pub(super) struct Books {
     steps: BTreeMap<(u32, u32), SavedStep>,
     open: BTreeMap<(u32, u32), BTreeMap<NodeId, StepReport>>,
+    /// Steps that a generation ended before all had reported: what came so far, for what may still come.
+    late: BTreeMap<(u32, u32), BTreeMap<NodeId, StepReport>>,
     order: Option<(u32, EpochOrder)>,
     step_began: Micros,
     epoch_began: BTreeMap<u32, Micros>,
@@ -54,15 +56,35 @@ impl Books {
     }
 
     /// A generation starts here: what lies at or after it is to be done again; epochs before are closed. A step before
-    /// it was applied everywhere, even if somebody was gone before reporting it: it counts as far as it was reported.
-    pub fn rewind(&mut self, epoch: u32, step: u32) {
+    /// it was applied everywhere, even if somebody was gone before reporting it: it counts as far as it was reported. These
+    /// steps are given back.
+    pub fn rewind(&mut self, epoch: u32, step: u32) -> Vec<((u32, u32), SavedStep)> {
+        let mut partly = Vec::new();
         for (at, reports) in std::mem::take(&mut self.open) {
             if at < (epoch, step) && !self.steps.contains_key(&at) {
-                self.steps.insert(at, sums(at.1, reports.values()));
+                let sums = sums(at.1, reports.values());
+                self.steps.insert(at, sums);
+                self.late.insert(at, reports);
+                partly.push((at, sums));
             }
         }
         self.held_out.clear();
         self.steps.retain(|at, _| *at < (epoch, step) && at.0 + 1 >= epoch);
+        self.late.retain(|at, _| *at < (epoch, step) && at.0 + 1 >= epoch);
+        partly
+    }
+
+    /// Takes a report that came after its generation had ended; the step with it, if it was still incomplete.
+    pub fn late_report(&mut self, node: NodeId, report: StepReport) -> Option<SavedStep> {
+        let at = (report.epoch, report.step);
+        let reports = self.late.get_mut(&at)?;
+        if reports.values().any(|known| known.generation != report.generation) {
+            return None;
+        }
+        reports.insert(node, report);
+        let sums = sums(at.1, reports.values());
+        self.steps.insert(at, sums);
+        Some(sums)
     }
 
     /// An epoch (or what is left of it) begins.
@@ -164,4 +186,32 @@ fn sums<'a>(step: u32, reports: impl Iterator<Item = &'a StepReport>) -> SavedSt
 
 fn seconds(micros: Micros) -> f64 {
     micros as f64 / SECOND as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use barycenter_protocol::Generation;
+
+    fn report(generation: u32, step: u32, loss_sum: f64) -> StepReport {
+        StepReport { generation: Generation(generation), epoch: 1, step, loss_sum, tokens: 2, samples: Vec::new(), gradient_norm: 1.0, backbone_seconds: 0.0, side_seconds: 0.5, wait_seconds: 0.0 }
+    }
+
+    /// A plan changes at a step that one node has reported and the other has only applied.
+    #[test]
+    fn a_step_that_a_new_plan_overtook_counts_what_is_said_of_it_later() {
+        let (first, second) = (NodeId(1), NodeId(2));
+        let order = SampleOrder::new(4, 2, 1);
+        let mut books = Books::default();
+        assert!(books.report(0, first, report(1, 3, 4.0), &BTreeSet::from([first, second]), &order, false).is_none());
+        let partly = books.rewind(1, 4);
+        assert_eq!(partly.iter().map(|(at, sums)| (*at, sums.loss_sum, sums.tokens)).collect::<Vec<_>>(), [((1, 3), 4.0, 2)]);
+        assert!(books.late_report(second, report(2, 3, 5.0)).is_none(), "of another plan");
+        assert!(books.late_report(second, report(1, 2, 5.0)).is_none(), "a step that was whole");
+        let whole = books.late_report(second, report(1, 3, 5.0)).expect("the step is known");
+        assert_eq!((whole.loss_sum, whole.tokens), (9.0, 4));
+        assert_eq!(books.save(0, 1, 4).0.iter().map(|step| step.loss_sum).collect::<Vec<_>>(), [9.0]);
+        books.rewind(1, 2);
+        assert!(books.late_report(first, report(1, 3, 5.0)).is_none(), "a step that is done again");
+    }
 }

@@ -7,6 +7,7 @@
 
 mod replan;
 
+use super::SavedStep;
 use super::books::Books;
 use super::cache::{self, Held};
 use super::pace::Pace;
@@ -343,6 +344,13 @@ impl Run {
                 }
             }
             FromNode::StepDone(report) if current(report.generation) => self.step_done(ctx, node, report),
+            FromNode::StepDone(report) => {
+                // Its step was applied, and a new plan was made before everybody had said so.
+                let at = (report.epoch, report.step);
+                if let Some(sums) = self.books.late_report(node, report) {
+                    self.show_loss(ctx, at, sums);
+                }
+            }
             FromNode::HeldOutLoss { generation, loss_sum, tokens, .. } if current(generation) => {
                 self.stall.moved(node);
                 self.books.held_out(node, loss_sum, tokens);
@@ -526,7 +534,9 @@ impl Run {
         if at.step == 0 && at.epoch > 0 {
             self.close_epoch(ctx, at.epoch - 1);
         }
-        self.books.rewind(at.epoch, at.step);
+        for (at, sums) in self.books.rewind(at.epoch, at.step) {
+            self.show_loss(ctx, at, sums);
+        }
         self.books.forget_rates();
         self.stall.clear();
         let nodes: BTreeSet<_> = plan.nodes().into_iter().collect();
@@ -789,6 +799,18 @@ impl Run {
         if step + 1 >= steps_per_epoch(&self.start.spec) {
             self.close_epoch(ctx, epoch);
         }
+    }
+
+    /// The loss of a step of which not all reports came in time, as far as they came.
+    fn show_loss(&self, ctx: &mut Context, (epoch, step): (u32, u32), sums: SavedStep) {
+        // Only the last stage says losses.
+        if sums.tokens == 0 {
+            return;
+        }
+        let optimiser_steps = epoch * steps_per_epoch(&self.start.spec) + step;
+        let seconds_left = self.seconds_left(optimiser_steps + 1);
+        let loss = sums.loss_sum / sums.tokens as f64;
+        ctx.progress(self.id(), RunProgress::Step(StepRecord { epoch, step, optimiser_steps, loss, gradient_norm: 0.0, seconds: 0.0, seconds_left }));
     }
 
     fn close_epoch(&mut self, ctx: &mut Context, epoch: u32) {
