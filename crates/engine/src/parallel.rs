@@ -121,10 +121,6 @@ impl ParallelTrainer {
 }
 
 impl Trainer for ParallelTrainer {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
     fn head(&self) -> Result<&Head, EngineError> {
         self.model.whole_head()
     }

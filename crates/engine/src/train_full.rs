@@ -129,10 +129,6 @@ impl FullTrainer {
 }
 
 impl Trainer for FullTrainer {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
     fn head(&self) -> Result<&Head, EngineError> {
         self.model.whole_head()
     }

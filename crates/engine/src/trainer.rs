@@ -19,8 +19,6 @@ pub type SampleEntries = Rc<Vec<Vec<u8>>>;
 
 /// A model with something trained in it or beside it.
 pub trait Trainer {
-    /// Where it computes.
-    fn device(&self) -> &Device;
     /// The head that the loss is taken with.
     fn head(&self) -> Result<&Head, EngineError>;
     /// Everything that is trained, in the order of [`Optimiser::new`].
@@ -31,6 +29,10 @@ pub trait Trainer {
     fn optimiser(&self) -> &Optimiser;
     /// To count a step.
     fn optimiser_mut(&mut self) -> &mut Optimiser;
+    /// Where it computes.
+    fn device(&self) -> &Device {
+        &self.optimiser().device
+    }
     /// What the head is applied to: the labelled rows of a batch, `[labelled, width]`, from token ids or, where the
     /// trainer has a cache, from the entries of its samples.
     fn labelled<'a>(
@@ -47,13 +49,14 @@ pub struct Optimiser {
     parts: Vec<AdamW>,
     training: FullTraining,
     step: u32,
+    device: Device,
 }
 
 impl Optimiser {
     /// For these sets; their gradients become 0.
     pub fn new(device: &Device, sets: &[&ParameterSet], training: FullTraining) -> Self {
         sets.iter().for_each(|set| set.zero_grads());
-        Self { parts: sets.iter().map(|set| AdamW::new(device, set, training.optimiser)).collect(), training, step: 0 }
+        Self { parts: sets.iter().map(|set| AdamW::new(device, set, training.optimiser)).collect(), training, step: 0, device: device.clone() }
     }
 
     /// Steps done.

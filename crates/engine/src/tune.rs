@@ -211,10 +211,6 @@ impl Tuner {
 }
 
 impl Trainer for Tuner {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
     fn head(&self) -> Result<&Head, EngineError> {
         self.model.whole_head()
     }

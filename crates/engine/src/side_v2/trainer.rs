@@ -211,10 +211,6 @@ impl SideV2Trainer {
 }
 
 impl Trainer for SideV2Trainer {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
     fn head(&self) -> Result<&Head, EngineError> {
         Ok(&self.side.head)
     }
