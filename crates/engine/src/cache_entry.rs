@@ -28,7 +28,7 @@ impl CacheDtype {
         let row = match self {
             Self::F32 => 4 * width,
             Self::F16 => 2 * width,
-            Self::Int8 => width + 2,
+            Self::Int8 => integers_len_bytes(1, width),
         };
         tokens * row + 4 * labels
     }
@@ -45,17 +45,7 @@ impl CacheDtype {
                 halves.convert_from_f32_slice(values);
                 bytes.extend_from_slice(bytemuck::cast_slice(&halves));
             }
-            Self::Int8 => {
-                let mut scales = Vec::with_capacity(2 * values.len() / width.max(1));
-                for row in values.chunks(width.max(1)) {
-                    let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-                    let scale = f16::from_f32(largest / INT8_MAX);
-                    let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-                    bytes.extend(row.iter().map(|value| nearest_integer((value * inverse).clamp(-INT8_MAX, INT8_MAX))));
-                    scales.extend(scale.to_le_bytes());
-                }
-                bytes.extend(scales);
-            }
+            Self::Int8 => push_integers(&mut bytes, values, width),
         }
         bytes.extend(rho.iter().flat_map(|rho| rho.to_le_bytes()));
         bytes
@@ -105,18 +95,44 @@ fn nearest_integer(value: f32) -> u8 {
     (value + 12_582_912.0).to_bits() as u8
 }
 
-/// Rows of integers and their scales, as halves.
-fn widen(stored: &[u8], width: usize, target: &mut [u8]) {
-    let tokens = target.len() / (2 * width).max(1);
-    let (integers, scales) = stored.split_at(tokens * width);
+/// Bytes of `rows` rows of 8-bit integers with their scales.
+pub(crate) fn integers_len_bytes(rows: usize, width: usize) -> usize {
+    rows * (width + 2)
+}
+
+/// Appends `values: [rows, width]` as 8-bit integers, row-major, and behind them the rows' scales in half precision.
+pub(crate) fn push_integers(bytes: &mut Vec<u8>, values: &[f32], width: usize) {
+    let mut scales = Vec::with_capacity(2 * values.len() / width.max(1));
+    for row in values.chunks(width.max(1)) {
+        let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let scale = f16::from_f32(largest / INT8_MAX);
+        let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
+        bytes.extend(row.iter().map(|value| nearest_integer((value * inverse).clamp(-INT8_MAX, INT8_MAX))));
+        scales.extend(scale.to_le_bytes());
+    }
+    bytes.extend(scales);
+}
+
+/// What [`push_integers`] wrote, row after row: `put` gets each row's number and its values.
+pub(crate) fn for_integer_rows(stored: &[u8], width: usize, mut put: impl FnMut(usize, &[f32])) {
+    let rows = stored.len() / integers_len_bytes(1, width);
+    let (integers, scales) = stored.split_at(rows * width);
     let mut row = vec![0f32; width];
-    let mut halves = vec![f16::ZERO; width];
-    for ((integers, scale), target) in integers.chunks(width.max(1)).zip(scales.as_chunks().0).zip(target.chunks_mut(2 * width.max(1))) {
+    for (at, (integers, scale)) in integers.chunks(width.max(1)).zip(scales.as_chunks().0).enumerate() {
         let scale = f16::from_le_bytes(*scale).to_f32();
         row.iter_mut().zip(integers).for_each(|(value, integer)| *value = f32::from(*integer as i8) * scale);
-        halves.convert_from_f32_slice(&row);
-        target.as_chunks_mut().0.iter_mut().zip(&halves).for_each(|(bytes, half)| *bytes = half.to_le_bytes());
+        put(at, &row);
     }
+}
+
+/// Rows of integers and their scales, as halves.
+fn widen(stored: &[u8], width: usize, target: &mut [u8]) {
+    let mut halves = vec![f16::ZERO; width];
+    for_integer_rows(stored, width, |at, row| {
+        halves.convert_from_f32_slice(row);
+        let target = &mut target[2 * at * width..2 * (at + 1) * width];
+        target.as_chunks_mut().0.iter_mut().zip(&halves).for_each(|(bytes, half)| *bytes = half.to_le_bytes());
+    });
 }
 
 #[cfg(test)]

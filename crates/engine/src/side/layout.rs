@@ -65,7 +65,8 @@ impl SideConfig {
         Self { reduction, fusion: Fusion::default(), taps: (0..=layers).collect() }
     }
 
-    /// Every `every`-th of the taps `0 ..= layers`, counted back from the last, and the first.
+    /// Every `every`-th of the taps `0 ..= layers`, counted back from the last, and the first. Twin of `tapped` in
+    /// `crates/protocol/src/control.rs`, which a run's devices go by.
     pub fn thinned_taps(layers: usize, every: usize) -> Vec<usize> {
         (0..=layers).filter(|tap| *tap == 0 || (layers - tap).is_multiple_of(every.max(1))).collect()
     }

@@ -3,27 +3,19 @@
 //! An entry is `[tokens, p]` int8, row-major, then `[tokens]` scales in f16, then `[sentences, d]` means in f16, all
 //! little-endian: (p + 2) bytes a token and 2 d bytes a sentence.
 
+use crate::cache_entry::{for_integer_rows, integers_len_bytes, push_integers};
 use half::f16;
-
-/// The largest int8 that is used, and its negative.
-const TOP: f32 = 127.0;
 
 /// Length of an entry, bytes.
 pub fn len_bytes(tokens: usize, components: usize, means: usize) -> usize {
-    tokens * (components + 2) + 2 * means
+    integers_len_bytes(tokens, components) + 2 * means
 }
 
 /// Encodes `z: [tokens, components]` and the means of the sentences, one behind the other.
 pub fn encode(z: &[f32], components: usize, means: &[f32]) -> Vec<u8> {
     let tokens = z.len() / components;
     let mut bytes = Vec::with_capacity(len_bytes(tokens, components, means.len()));
-    let scale = |row: &[f32]| f16::from_f32(row.iter().fold(0f32, |most, value| most.max(value.abs())) / TOP);
-    for row in z.chunks_exact(components) {
-        let scale = scale(row).to_f32();
-        let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
-        bytes.extend(row.iter().map(|value| (value * inverse).round_ties_even().clamp(-TOP, TOP) as i8 as u8));
-    }
-    bytes.extend(z.chunks_exact(components).flat_map(|row| scale(row).to_le_bytes()));
+    push_integers(&mut bytes, z, components);
     bytes.extend(means.iter().flat_map(|mean| f16::from_f32(*mean).to_le_bytes()));
     bytes
 }
@@ -35,17 +27,10 @@ pub fn decode(bytes: &[u8], components: usize, z: &mut [f32], means: &mut [f32])
     if bytes.len() != len_bytes(tokens, components, means.len()) {
         return None;
     }
-    let (integers, rest) = bytes.split_at(tokens * components);
-    let (scales, stored) = rest.split_at(2 * tokens);
-    for ((row, integers), scale) in z.chunks_exact_mut(components).zip(integers.chunks_exact(components)).zip(halves(scales)) {
-        row.iter_mut().zip(integers).for_each(|(value, integer)| *value = f32::from(*integer as i8) * scale);
-    }
-    means.iter_mut().zip(halves(stored)).for_each(|(mean, value)| *mean = value);
+    let (integers, halves) = bytes.split_at(integers_len_bytes(tokens, components));
+    for_integer_rows(integers, components, |at, row| z[at * components..(at + 1) * components].copy_from_slice(row));
+    means.iter_mut().zip(halves.as_chunks().0).for_each(|(mean, half)| *mean = f16::from_le_bytes(*half).to_f32());
     Some(())
-}
-
-fn halves(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.as_chunks().0.iter().map(|half| f16::from_le_bytes(*half).to_f32())
 }
 
 /// g of each token of two sentences: the largest cosine of its `z` with a token's of the other sentence.
@@ -103,7 +88,7 @@ mod tests {
         for (row, back) in z.chunks(5).zip(back.chunks(5)) {
             let most = row.iter().fold(0f32, |most, value| most.max(value.abs()));
             for (x, y) in row.iter().zip(back) {
-                assert!((x - y).abs() <= most * 0.504 / TOP, "{x} {y} of at most {most}");
+                assert!((x - y).abs() <= most * 0.504 / 127.0, "{x} {y} of at most {most}");
             }
         }
         assert!(decode(&bytes[1..], 5, &mut back, &mut back_means).is_none());
