@@ -111,8 +111,7 @@ pub fn model_cost_of(d: &Dimensions, parameters: &Parameters) -> ModelCost {
         activation_bytes: f32s(d.width) + f32s(side_width) * 6 + f32s((d.heads + 2 * d.kv_heads) * (d.head_dim / k).max(1)) + feed_forwards * f32s(d.ffn_width / k),
         taps: 1,
     };
-    let untapped = LayerCost { forward_flops: layer.forward_flops, weight_bytes: layer.weight_bytes, ..LayerCost::default() };
-    let mut layers = vec![untapped; d.layers as usize];
+    let mut layers = vec![layer.untapped(); d.layers as usize];
     tapped(d.layers, d.tap_every).skip(1).for_each(|tap| layers[tap as usize - 1] = layer);
     ModelCost {
         layers,

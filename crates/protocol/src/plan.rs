@@ -52,6 +52,13 @@ pub struct LayerCost {
     pub taps: u32,
 }
 
+impl LayerCost {
+    /// The same layer without a tap: the side network has no part in it.
+    pub fn untapped(&self) -> Self {
+        Self { forward_flops: self.forward_flops, weight_bytes: self.weight_bytes, ..Self::default() }
+    }
+}
+
 /// What the planner knows about a model and a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelCost {

@@ -31,11 +31,12 @@ fn bits(taps: &Range<u32>) -> u128 {
 /// A node's report as bits; what is out of range is left out.
 pub(super) fn held(spec: &RunSpec, holdings: &[Holding]) -> Held {
     let mut held = vec![0u128; samples(spec) as usize];
+    let all = all_taps(spec);
     for holding in holdings {
         for range in &holding.samples {
             let (start, end) = (range.start.min(samples(spec)) as usize, range.end.min(samples(spec)) as usize);
             for sample in held.get_mut(start..end).unwrap_or_default() {
-                *sample |= bits(&holding.taps) & all_taps(spec);
+                *sample |= bits(&holding.taps) & all;
             }
         }
     }
@@ -48,18 +49,20 @@ pub(super) fn missing<'a>(spec: &RunSpec, nodes: impl Iterator<Item = &'a Held>)
     for held in nodes {
         union.iter_mut().zip(held).for_each(|(u, h)| *u |= h);
     }
-    union.iter().enumerate().filter(|(_, taps)| **taps != all_taps(spec)).map(|(i, _)| SampleId(i as u32)).collect()
+    let all = all_taps(spec);
+    union.iter().enumerate().filter(|(_, taps)| **taps != all).map(|(i, _)| SampleId(i as u32)).collect()
 }
 
 /// What each node sends, and the number of entries each receives, so that every owner has all taps of its samples.
 pub(super) fn transfers(spec: &RunSpec, plan: &Plan, order: &SampleOrder, nodes: &BTreeMap<NodeId, &Held>) -> BTreeMap<NodeId, (Vec<CacheSend>, u64)> {
     let mut groups: BTreeMap<(NodeId, NodeId, u32, u32), Vec<SampleId>> = BTreeMap::new();
     let mut load: BTreeMap<NodeId, u64> = BTreeMap::new();
+    let all = all_taps(spec);
     for member in &plan.train {
         let owned = [order.train_samples_of(&member.slots), order.held_out_samples_of(&member.slots, spec.held_out_samples)].concat();
         for sample in owned {
             let has = |node: &NodeId| nodes.get(node).and_then(|h| h.get(sample.0 as usize)).copied().unwrap_or(0);
-            let mut need = all_taps(spec) & !has(&member.node);
+            let mut need = all & !has(&member.node);
             while need != 0 {
                 let holders = nodes.keys().filter(|n| **n != member.node && has(n) & need != 0);
                 let Some(&holder) = holders.min_by_key(|n| (load.get(n).copied().unwrap_or(0), **n)) else { break };

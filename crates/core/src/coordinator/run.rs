@@ -785,32 +785,24 @@ impl Run {
         if !closed.is_exact {
             ctx.event(Level::Bad, format!("Step {step} of epoch {epoch} was computed on other samples than planned: please report this."));
         }
-        let optimiser_steps = epoch * steps_per_epoch(&self.start.spec) + step;
-        let record = StepRecord {
-            epoch,
-            step,
-            optimiser_steps,
-            loss: closed.sums.loss_sum / (closed.sums.tokens.max(1) as f64),
-            gradient_norm: closed.gradient_norm,
-            seconds: closed.seconds,
-            seconds_left: self.seconds_left(optimiser_steps + 1),
-        };
-        ctx.progress(self.id(), RunProgress::Step(record));
+        self.show_step(ctx, (epoch, step), closed.sums, closed.gradient_norm, closed.seconds);
         if step + 1 >= steps_per_epoch(&self.start.spec) {
             self.close_epoch(ctx, epoch);
         }
     }
 
     /// The loss of a step of which not all reports came in time, as far as they came.
-    fn show_loss(&self, ctx: &mut Context, (epoch, step): (u32, u32), sums: SavedStep) {
+    fn show_loss(&self, ctx: &mut Context, at: (u32, u32), sums: SavedStep) {
         // Only the last stage says losses.
-        if sums.tokens == 0 {
-            return;
+        if sums.tokens > 0 {
+            self.show_step(ctx, at, sums, 0.0, 0.0);
         }
+    }
+
+    fn show_step(&self, ctx: &mut Context, (epoch, step): (u32, u32), sums: SavedStep, gradient_norm: f64, seconds: f64) {
         let optimiser_steps = epoch * steps_per_epoch(&self.start.spec) + step;
-        let seconds_left = self.seconds_left(optimiser_steps + 1);
-        let loss = sums.loss_sum / sums.tokens as f64;
-        ctx.progress(self.id(), RunProgress::Step(StepRecord { epoch, step, optimiser_steps, loss, gradient_norm: 0.0, seconds: 0.0, seconds_left }));
+        let (loss, seconds_left) = (sums.loss_sum / (sums.tokens.max(1) as f64), self.seconds_left(optimiser_steps + 1));
+        ctx.progress(self.id(), RunProgress::Step(StepRecord { epoch, step, optimiser_steps, loss, gradient_norm, seconds, seconds_left }));
     }
 
     fn close_epoch(&mut self, ctx: &mut Context, epoch: u32) {
