@@ -254,7 +254,7 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
         held_out_samples: (data.samples.len() - data.train) as u32,
         sample_sizes: data.samples.iter().map(|s| SampleSize { tokens: s.sequence.ids.len() as u32, labels: s.sequence.labels.len() as u32 }).collect(),
         layers: model.config.layers as u32,
-        tap_every: 1,
+        tap_every: options.side.tap_every(),
         cache: CacheType::default(),
         reduction: options.reduction.or(recommended.reduction).unwrap_or(8),
         batch,

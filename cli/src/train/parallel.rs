@@ -1,14 +1,13 @@
 //! Parallel adapters: a fill epoch through the backbone, later epochs from the cache of its layers' outputs.
 
 use super::data::Data;
-use super::tuned::Cache;
+use super::side::SideOptions;
 use super::{Entries, Job, write_result, write_json};
 use crate::model::describe_weights;
 use anyhow::{Context, Result};
 use barycenter_core::order::SampleOrder;
 use barycenter_core::schedule;
 use barycenter_engine::backbone::Backbone;
-use barycenter_engine::cache_entry::CacheDtype;
 use barycenter_engine::optim::AdamWConfig;
 use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::side::{Side, SideLayout, flat_from_named};
@@ -33,7 +32,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     runtime.load_backbone(&mut weights, &Parts::all(config))?;
     println!("{}", describe_weights(device, before_weights, options.weights));
     let side_config = options.side.side(spec.reduction, config.layers)?;
-    let dtype = options.cache.map_or(Some(CacheDtype::Int8), Cache::taps).context("--cache none is for encoders and encoder-decoder models: a decoder's side network trains from the cache of taps")?;
+    let dtype = SideOptions::cache_dtype(options.cache).context("--cache none is for encoders and encoder-decoder models: a decoder's side network trains from the cache of taps")?;
     runtime.cache_as(dtype, &side_config);
     let optimiser = AdamWConfig { weight_decay: spec.weight_decay as f32, ..AdamWConfig::default() };
     runtime.start_side(&side_config, 0..config.layers, optimiser, spec.seed)?;

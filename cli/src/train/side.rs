@@ -1,5 +1,7 @@
 //! What a side network of version 1 looks like, from the options.
 
+use super::tuned::Cache;
+use barycenter_engine::cache_entry::CacheDtype;
 use barycenter_engine::chains::ChainsConfig;
 use barycenter_engine::side::{Fusion, SideConfig};
 use barycenter_model::ModelConfig;
@@ -50,13 +52,22 @@ impl SideOptions {
         })
     }
 
-    fn taps(&self, layers: usize) -> Vec<usize> {
-        let every = match self.taps {
+    /// Every so many-th layer is read.
+    pub(super) fn tap_every(&self) -> u32 {
+        match self.taps {
             Taps::All => 1,
             Taps::Second => 2,
             Taps::Fourth => 4,
-        };
-        SideConfig::thinned_taps(layers, every)
+        }
+    }
+
+    fn taps(&self, layers: usize) -> Vec<usize> {
+        SideConfig::thinned_taps(layers, self.tap_every() as usize)
+    }
+
+    /// How what is read is kept; `None`: not at all.
+    pub(super) fn cache_dtype(asked: Option<Cache>) -> Option<CacheDtype> {
+        asked.map_or(Some(CacheDtype::Int8), Cache::taps)
     }
 
     /// Beside a decoder.

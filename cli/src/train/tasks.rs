@@ -1,12 +1,12 @@
 //! Encoders with a trained head and encoder-decoder models, by every method: one loop over epochs.
 
 use super::full::{full_config, write_model};
+use super::side::SideOptions;
 use super::tuned::{Cache, inserts};
 use super::{Job, Method, Task, epochs, write_json, write_result};
 use crate::model::{Model, WeightFormat, refuse_packed};
 use anyhow::{Result, bail, ensure};
 use barycenter_core::order::SampleOrder;
-use barycenter_engine::cache_entry::CacheDtype;
 use barycenter_engine::chains::{Chains, ChainsConfig};
 use barycenter_engine::heads::{fresh_parts, trained_head};
 use barycenter_engine::lora::PeftConfig;
@@ -75,7 +75,7 @@ impl Training {
             let chains = options.side.chains(spec.reduction, config)?;
             let side = Chains::fresh(device, config, &chains, weights, spec.seed)?;
             let mut trainer = ParallelTrainer::load(device, config, weights, side, head, training)?;
-            trainer.cache_dtype = options.cache.and_then(Cache::taps).unwrap_or(CacheDtype::Int8);
+            trainer.cache_dtype = SideOptions::cache_dtype(options.cache).unwrap_or_default();
             return Ok(Self::Parallel(Box::new(trainer), chains));
         }
         let mut tuner = Tuner::load_with_head(device, config, weights, inserts(job)?, head, training)?;
