@@ -37,6 +37,8 @@ struct Measured {
     seed: u64,
     min_stages: u32,
     cores: f64,
+    /// What the network lets every node send and receive, bytes per second; absent where nothing limits it.
+    port: Option<f64>,
     alone: Alone,
     /// What the links of a pair took.
     pair: Pair,
@@ -120,6 +122,7 @@ fn house(measured: &Measured, speed: Speed) -> House {
     // weights and checkpoints come from the same computer
     let mut house = House::with_link(devices, link(0.2, 1e8));
     house.network.links = measured.links.iter().map(|l| ((l.a.min(l.b), l.a.max(l.b)), link(l.round_trip_millis, l.bytes_per_second))).collect();
+    house.network.ports = measured.port.into_iter().flat_map(|rate| (0..measured.nodes.len()).map(move |node| (node, rate))).collect();
     house.computers = vec![(measured.cores, all)];
     house
 }

@@ -72,7 +72,7 @@ impl Setting {
             Medium::Cable => (link(1000.0, 300), (0..devices as usize).map(|d| CellSpec { name: format!("port {d}"), bytes_per_second: 2.5e8, devices: vec![d] }).collect()),
             Medium::Wifi => (link(400.0, 3000), vec![CellSpec { name: "home".into(), bytes_per_second: 5e7, devices: (0..devices as usize).collect() }]),
         };
-        House { devices: specs, network: NetworkSpec { default_link, links: BTreeMap::new(), cells }, computers: Vec::new() }
+        House { devices: specs, network: NetworkSpec { default_link, links: BTreeMap::new(), cells, ports: BTreeMap::new() }, computers: Vec::new() }
     }
 
     /// `devices` of them carry out a plan of `stages` stages on mini-batches of `batch`, for `steps` steps in each phase.

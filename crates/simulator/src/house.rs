@@ -100,6 +100,8 @@ pub struct NetworkSpec {
     pub links: BTreeMap<(usize, usize), LinkSpec>,
     /// Cells; a device is in one at most.
     pub cells: Vec<CellSpec>,
+    /// What some devices can send to all others together, and as much that they can receive, bytes per second.
+    pub ports: BTreeMap<usize, f64>,
 }
 
 /// A household.
@@ -116,7 +118,7 @@ pub struct House {
 impl House {
     /// Devices with the same link between all.
     pub fn with_link(devices: Vec<DeviceSpec>, default_link: LinkSpec) -> Self {
-        Self { devices, network: NetworkSpec { default_link, links: BTreeMap::new(), cells: Vec::new() }, computers: Vec::new() }
+        Self { devices, network: NetworkSpec { default_link, links: BTreeMap::new(), cells: Vec::new(), ports: BTreeMap::new() }, computers: Vec::new() }
     }
 }
 
@@ -135,7 +137,7 @@ impl From<&Household> for House {
         });
         let cells = household.wifi_cells.iter().map(|c| CellSpec { name: c.name.clone(), bytes_per_second: c.mbit_per_s * 1e6 / 8.0, devices: c.devices.clone() });
         let links = household.links.iter().map(|l| ((l.between[0], l.between[1]), LinkSpec::from(&l.quality)));
-        let network = NetworkSpec { default_link: LinkSpec::from(&household.default_link), links: links.collect(), cells: cells.collect() };
+        let network = NetworkSpec { default_link: LinkSpec::from(&household.default_link), links: links.collect(), cells: cells.collect(), ports: BTreeMap::new() };
         Self { devices: devices.collect(), network, computers: Vec::new() }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A message between two devices at one access point crosses the air twice, one to a cable once, one to another cell once in
 //! each. A link slower than the air spends the rest of its time outside of it. The messages of one direction of a link go
-//! one after the other; small ones (the control channel) do not wait for large ones. The processors at both ends work on a
-//! message while it travels, and it is through when the slowest of the three is.
+//! one after the other; small ones (the control channel) do not wait for large ones. A device's port may carry less than its
+//! links together: they share it, each direction for itself. Link, ports and the processors at both ends work on a message at
+//! the same time, and it is through when the slowest of them is.
 
 use crate::house::{LinkSpec, LinkWork, NetworkSpec};
 use crate::shared::{Shared, Use};
@@ -22,9 +23,14 @@ pub(crate) const SERVER: End = usize::MAX;
 pub(crate) enum Timer {
     /// [`Network::cell_due`].
     Cell(usize),
+    /// [`Network::port_due`].
+    Port(Port),
     /// [`Network::part_done`].
     Cable(Message),
 }
+
+/// A device's port: sending (true) or receiving.
+pub(crate) type Port = (End, bool);
 
 /// A message on its way over one direction of a link: from, to, number.
 pub(crate) type Message = (End, End, u64);
@@ -48,6 +54,15 @@ struct Cell {
     called_at: Option<Micros>,
 }
 
+/// One direction of a port.
+#[derive(Debug)]
+struct PortState {
+    bytes_per_second: f64,
+    share: Shared,
+    uses: BTreeMap<Use, Message>,
+    called_at: Option<Micros>,
+}
+
 /// A message on its way.
 #[derive(Debug)]
 struct Current<P> {
@@ -58,7 +73,7 @@ struct Current<P> {
     place: Option<(usize, Use)>,
     /// Seconds that the link takes beyond the air.
     rest: f64,
-    /// Of the link and the processors at its ends, how many are not done with it.
+    /// Of the link, and the ports and processors at its ends, how many are not done with it.
     parts: u32,
 }
 
@@ -77,6 +92,7 @@ pub(crate) struct Network<P> {
     links: BTreeMap<(End, End), LinkSpec>,
     cell_of: BTreeMap<End, usize>,
     cells: Vec<Cell>,
+    ports: BTreeMap<Port, PortState>,
     /// By device.
     work: Vec<LinkWork>,
     flows: BTreeMap<(End, End), Flow<P>>,
@@ -92,7 +108,9 @@ impl<P> Network<P> {
         let cells: Vec<_> = spec.cells.iter().map(|c| Cell { bytes_per_second: c.bytes_per_second, air: Shared::new(1.0), uses: BTreeMap::new(), called_at: None }).collect();
         let cell_of = spec.cells.iter().enumerate().flat_map(|(i, c)| c.devices.iter().map(move |d| (*d, i))).collect();
         let links = spec.links.iter().map(|(&(a, b), link)| ((a.min(b), a.max(b)), *link)).collect();
-        Self { default_link: spec.default_link, links, cell_of, cells, work, flows: BTreeMap::new(), messages: 0, arrivals: BTreeMap::new(), effects: VecDeque::new() }
+        let port = |bytes_per_second| PortState { bytes_per_second, share: Shared::new(1.0), uses: BTreeMap::new(), called_at: None };
+        let ports = spec.ports.iter().flat_map(|(&device, &rate)| [true, false].map(|sends| ((device, sends), port(rate)))).collect();
+        Self { default_link: spec.default_link, links, cell_of, cells, ports, work, flows: BTreeMap::new(), messages: 0, arrivals: BTreeMap::new(), effects: VecDeque::new() }
     }
 
     /// What is known of a link.
@@ -103,7 +121,8 @@ impl<P> Network<P> {
     /// Bytes per second that a measurement of an otherwise quiet link finds.
     pub fn quiet_bytes_per_second(&self, a: End, b: End) -> f64 {
         let air: f64 = self.hops(a, b, 1.0).iter().map(|hop| hop.1).sum();
-        1.0 / air.max(1.0 / self.link(a, b).bytes_per_second)
+        let ports = [(a, true), (b, false)].into_iter().filter_map(|port| self.ports.get(&port)).map(|port| 1.0 / port.bytes_per_second);
+        1.0 / ports.fold(air.max(1.0 / self.link(a, b).bytes_per_second), f64::max)
     }
 
     /// The cells that a message crosses, with the seconds of airtime that takes. Both crossings of one and the same cell are
@@ -151,10 +170,18 @@ impl<P> Network<P> {
         let at_ends: Vec<_> = at_ends.into_iter().filter_map(|(end, per_byte)| Some((end, per_byte.filter(|s| *s > 0.0)? * bytes as f64))).collect();
         if let Some(flow) = self.flows.get_mut(&(from, to)) {
             flow.number = number;
-            flow.current = Some(Current { parcel, hops, place: None, rest, parts: 1 + at_ends.len() as u32 });
+            let ports = [(from, true), (to, false)].iter().filter(|port| self.ports.contains_key(port)).count();
+            flow.current = Some(Current { parcel, hops, place: None, rest, parts: (1 + at_ends.len() + ports) as u32 });
         }
         self.effects.push_back(Effect::Sending(from, true));
         self.effects.extend(at_ends.into_iter().map(|(end, seconds)| Effect::Work(end, seconds, (from, to, number))));
+        for port in [(from, true), (to, false)] {
+            if let Some(state) = self.ports.get_mut(&port) {
+                let which = state.share.start(now, bytes as f64 / state.bytes_per_second);
+                state.uses.insert(which, (from, to, number));
+                self.call_for_port(port);
+            }
+        }
         self.next_hop(now, from, to);
     }
 
@@ -197,7 +224,27 @@ impl<P> Network<P> {
         self.call_for(cell);
     }
 
-    /// The last byte of a message has left, or a processor at an end is done with it.
+    fn call_for_port(&mut self, port: Port) {
+        let Some(state) = self.ports.get_mut(&port) else { return };
+        let at = state.share.next_end();
+        if at.is_some() && state.called_at != at {
+            state.called_at = at;
+            self.effects.extend(at.map(|at| Effect::CallAt(at, Timer::Port(port))));
+        }
+    }
+
+    /// Time to look at a port.
+    pub fn port_due(&mut self, now: Micros, port: Port, random: &mut Pcg64) {
+        let Some(state) = self.ports.get_mut(&port) else { return };
+        state.called_at = None;
+        let done: Vec<_> = state.share.finished(now).into_iter().filter_map(|which| state.uses.remove(&which)).collect();
+        self.call_for_port(port);
+        for message in done {
+            self.part_done(now, message, random);
+        }
+    }
+
+    /// The last byte of a message has left, or a port or a processor at an end is done with it.
     pub fn part_done(&mut self, now: Micros, (from, to, number): Message, random: &mut Pcg64) {
         let Some(current) = self.flows.get_mut(&(from, to)).filter(|f| f.number == number).and_then(|f| f.current.as_mut()) else { return };
         current.parts -= 1;
@@ -235,6 +282,13 @@ impl<P> Network<P> {
                     self.cells[cell].air.cancel(now, which);
                     self.cells[cell].uses.remove(&which);
                     self.call_for(cell);
+                }
+                for port in [(from, true), (to, false)] {
+                    let Some(state) = self.ports.get_mut(&port) else { continue };
+                    for (which, _) in state.uses.extract_if(.., |_, message| (message.0, message.1) == (from, to)) {
+                        state.share.cancel(now, which);
+                    }
+                    self.call_for_port(port);
                 }
             }
         }
@@ -279,13 +333,14 @@ mod tests {
             now = at;
             match timer {
                 Timer::Cell(cell) => network.cell_due(now, cell),
+                Timer::Port(port) => network.port_due(now, port, &mut random),
                 Timer::Cable(message) => network.part_done(now, message, &mut random),
             }
         }
     }
 
     fn house(cells: Vec<CellSpec>) -> NetworkSpec {
-        NetworkSpec { default_link: LinkSpec { bytes_per_second: 1e6, latency: 2000, jitter: 0, loss_per_hour: 0.0 }, links: BTreeMap::new(), cells }
+        NetworkSpec { default_link: LinkSpec { bytes_per_second: 1e6, latency: 2000, jitter: 0, loss_per_hour: 0.0 }, links: BTreeMap::new(), cells, ports: BTreeMap::new() }
     }
 
     #[test]
@@ -308,6 +363,18 @@ mod tests {
         assert_eq!(play(&spec, &[(0, SERVER, 100_000), (1, SERVER, 1_000_000)]), [(0, 1102), (1, 1102)]);
         assert_eq!(Network::<()>::new(&spec, Vec::new()).quiet_bytes_per_second(0, SERVER).round(), 1e5);
         assert_eq!(Network::<()>::new(&spec, Vec::new()).quiet_bytes_per_second(0, 1).round(), 5e5);
+    }
+
+    #[test]
+    fn the_links_of_a_device_share_its_port_each_way() {
+        let mut spec = house(vec![]);
+        spec.ports = [(0, 1e6)].into();
+        // two links share what 0 sends, nothing of it what 0 receives or what others send each other
+        assert_eq!(play(&spec, &[(0, 1, 1_000_000), (0, 2, 1_000_000), (1, 0, 1_000_000), (1, 2, 1_000_000)]), [(0, 2002), (1, 2002), (2, 1002), (3, 1002)]);
+        // a link slower than its part of the port leaves the rest to others
+        spec.links.insert((0, 2), LinkSpec { bytes_per_second: 1e5, ..spec.default_link });
+        assert_eq!(play(&spec, &[(0, 1, 1_000_000), (0, 2, 100_000)]), [(0, 1102), (1, 1002)]);
+        assert_eq!(Network::<()>::new(&NetworkSpec { ports: [(0, 2e5)].into(), ..spec }, Vec::new()).quiet_bytes_per_second(1, 0).round(), 2e5);
     }
 
     #[test]

@@ -467,6 +467,7 @@ impl World {
     fn network_due(&mut self, timer: Timer) {
         match timer {
             Timer::Cell(cell) => self.network.cell_due(self.now, cell),
+            Timer::Port(port) => self.network.port_due(self.now, port, &mut self.random),
             Timer::Cable(message) => self.network.part_done(self.now, message, &mut self.random),
         }
         self.drain_network();
