@@ -20,6 +20,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from prune import columns, largest, prune_llama_layer, rows
+
 
 @dataclass
 class Row:
@@ -27,7 +29,8 @@ class Row:
     temperature: float = 0.1
     fusion: str = 'gate'  # gate | sum
     every: int = 1  # every n-th tap, counted from the last
-    start: str = 'random'  # random | down (D_i: principal components) | projected (side layers too; full head size)
+    start: str = 'random'  # random | down (D_i: principal components) | projected (side layers too; full head size) | pruned (side layers) | picked (and D_i)
+    raw: bool = False  # what pruned layers write is not divided by the taps' scale
     heads: int = 0  # query heads, 0: as many as the backbone (head size / reduction); else its head size is kept
     attention: bool = True
 
@@ -42,6 +45,11 @@ ROWS = {
     'k8-T1-heads6': Row(temperature=1.0, start='down', heads=6), 'k4-T1-heads6': Row(4, temperature=1.0, start='down', heads=6),
     'k8-T1-projected': Row(temperature=1.0, start='projected', heads=6),
     'k4-T1-projected': Row(4, temperature=1.0, start='projected', heads=6),
+    'k8-second': Row(every=2), 'k4-second': Row(4, every=2),
+    'k8-pruned': Row(start='pruned'), 'k4-pruned': Row(4, start='pruned'),
+    'k8-second-pruned': Row(every=2, start='pruned'), 'k4-second-pruned': Row(4, every=2, start='pruned'),
+    'k8-second-picked': Row(every=2, start='picked'), 'k4-second-picked': Row(4, every=2, start='picked'),
+    'k8-second-pruned-raw': Row(every=2, start='pruned', raw=True), 'k4-second-pruned-raw': Row(4, every=2, start='pruned', raw=True),
     'k8-T1-bottleneck': Row(temperature=1.0, start='down', attention=False),
     'k4-T1-bottleneck': Row(4, temperature=1.0, start='down', attention=False),
 }
@@ -106,12 +114,14 @@ class Side(nn.Module):
             for layer in self.layers:
                 layer.self_attn = None
                 layer.input_layernorm = None
-        if row.start != 'random':
+        if row.start in ('down', 'projected'):
             for down in self.down:
                 down.weight.data.copy_(basis[:, :r].T * (r / d) ** 0.5)
                 down.bias.data.zero_()
         if row.start == 'projected':
             self.project(model.model.layers, basis[:, :r], (r / d) ** 0.5, scales)
+        if row.start in ('pruned', 'picked'):
+            self.prune(model.model, scales)
 
     @torch.no_grad()
     def project(self, layers, basis, c, scales):
@@ -129,6 +139,24 @@ class Side(nn.Module):
             layer.mlp.gate_proj.weight.copy_((gate[kept] * gain) @ basis / c)
             layer.mlp.up_proj.weight.copy_((up[kept] * gain) @ basis / c)
             layer.mlp.down_proj.weight.copy_(c * basis.T @ down[:, kept] / scales[self.taps[i]])
+
+    @torch.no_grad()
+    def prune(self, model, scales):
+        """Side layer i starts as what magnitude pruning leaves of backbone layer i. `pruned`: D_i stays random, as in PAC.
+        `picked`: one set of hidden dimensions everywhere, of largest norm over all matrices that read or write them, and D_i picks it."""
+        r, one_set = self.norm.weight.shape[0], self.row.start == 'picked'
+        norms = columns(model.embed_tokens.weight)
+        if one_set:
+            for layer in model.layers:
+                norms = norms + sum(columns(getattr(layer.self_attn, name + '_proj').weight) for name in 'qkv') + rows(layer.self_attn.o_proj.weight)
+                norms = norms + columns(layer.mlp.gate_proj.weight) + columns(layer.mlp.up_proj.weight) + rows(layer.mlp.down_proj.weight)
+        kept = largest(norms, r)
+        if one_set:
+            for down in self.down:
+                down.weight.copy_(torch.eye(down.in_features)[kept])
+                down.bias.zero_()
+        for i, layer in enumerate(self.layers, 1):
+            kept = prune_llama_layer(layer, model.layers[self.taps[i] - 1], kept, 1 if self.row.raw else scales[self.taps[i]], one_set)
 
     def forward(self, taps):
         x = taps / rms(taps)

@@ -1,10 +1,10 @@
 """LoRA on the last m layers over one cached boundary (m = all layers: ordinary LoRA), with the heads of side.py.
 
 usage: python bench/method/lora.py --model DIR --data DIR [--task mrpc] [--last 6] [--head pair] [--rank 8] [--full]
-       [--epochs 4] [--rate 5e-4] [--seeds 1] [--threads 1]
+       [--separate] [--epochs 4] [--rate 5e-4] [--seeds 1] [--first-seed 0] [--threads 1]
 
 What the rows of table.py are measured against: the same sentences, batches and schedule, query and value trained. The
-sentences of a pair are run together.
+sentences of a pair are run together, or with `--separate` each by itself, as version 2 does.
 """
 import argparse
 import math
@@ -33,9 +33,9 @@ class Lora(nn.Module):
 class Tail(nn.Module):
     """layers: the backbone's last m; `full` trains them whole, otherwise LoRA on query and value."""
 
-    def __init__(self, layers, rank, head, d, dropout=0.1, full=False, classes=2):
+    def __init__(self, layers, rank, head, d, dropout=0.1, full=False, separate=False, classes=2):
         super().__init__()
-        self.layers, self.pooling = layers, head
+        self.layers, self.pooling, self.separate = layers, head, separate
         for layer in layers:
             for parameter in layer.parameters():
                 parameter.requires_grad_(full)
@@ -48,7 +48,10 @@ class Tail(nn.Module):
     def forward(self, x, rms, sentence):
         """x: [1, batch, T, d], the boundary scaled to unit root mean square; rms: [1, batch, T]."""
         real = sentence >= 0
-        mask = torch.zeros(real.shape).masked_fill(~real, torch.finfo(torch.float32).min)[:, None, None, :]
+        sees = real[:, None, :]
+        if self.separate:
+            sees = sees & ((sentence[:, None, :] == sentence[:, :, None]) | ~real[:, :, None])
+        mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
         h = x[0] * rms[0][..., None]
         for layer in self.layers:
             h = layer(h, attention_mask=mask)
@@ -70,9 +73,11 @@ def main():
     parser.add_argument('--head', default='pair', choices=('cls', 'pair'))
     parser.add_argument('--rank', type=int, default=8)
     parser.add_argument('--full', action='store_true')
+    parser.add_argument('--separate', action='store_true')
     parser.add_argument('--epochs', type=int, default=4)
     parser.add_argument('--rate', type=float, default=5e-4)
     parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--first-seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=1)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -80,13 +85,13 @@ def main():
     boundary = model.config.num_hidden_layers - a.last
     sets = []
     for split in SPLITS:
-        taps = run_backbone(model, tokenise(read_rows(a.task, a.data, split), a.model, MAX_TOKENS, False), False, until=boundary)
+        taps = run_backbone(model, tokenise(read_rows(a.task, a.data, split), a.model, MAX_TOKENS, a.separate), a.separate, until=boundary)
         taps.scaled, taps.rms = taps.scaled[-1:], taps.rms[-1:]
         sets.append(taps)
-    for seed in range(a.seeds):
+    for seed in range(a.first_seed, a.first_seed + a.seeds):
         torch.manual_seed(seed)
         layers = nn.ModuleList(backbone(a.model).encoder.layer[boundary:])
-        tail = Tail(layers, a.rank, a.head, model.config.hidden_size, full=a.full)
+        tail = Tail(layers, a.rank, a.head, model.config.hidden_size, full=a.full, separate=a.separate).train()  # the backbone's own dropout in every epoch
         history, seconds = fit(tail, sets[0], sets[1], TrainOptions(epochs=a.epochs, learning_rate=a.rate), seed)
         accuracy, loss = evaluate(tail, sets[2])
         epochs = ', '.join(f'{x:.1f} ({y:.3f})' for x, y in history)

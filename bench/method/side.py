@@ -9,6 +9,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from prune import columns, largest, rows, start_bert_block
+
 
 @dataclass
 class SideOptions:
@@ -19,7 +21,8 @@ class SideOptions:
     fusion: str = 'gate'  # gate | sum
     temperature: float = 0.1
     dropout: float = 0.0
-    start: str = 'random'  # D_i: random | identity (stored components) | components (of stored taps, by `start_from`)
+    start: str = 'random'  # D_i: random | identity (stored components) | components (of stored taps, by `start_from`) | picked (hidden dimensions of stored taps)
+    blocks: str = 'random'  # feed-forward blocks: random | pruned (the backbone's, by magnitude) | projected (the backbone's, between components)
     every: int = 1  # every n-th tap, counted from the last
     out: str = 'last'  # what the head reads beside the side network: last (b_L) | mix (softmax-weighted taps)
     head: str = 'cls'  # cls | mean | pair
@@ -122,6 +125,23 @@ class Side(nn.Module):
         """D_i := the principal components of tap i: mean [taps, 1, d], basis [taps, d, width]."""
         self.down.copy_(basis[self.taps])
         self.down_bias.copy_(-(mean @ basis)[self.taps])
+
+    @torch.no_grad()
+    def start_blocks(self, layers, rms, mean, basis):
+        """Block i starts from the feed-forward block of the backbone's layer that ends at tap i. rms: [taps, tokens]; mean and
+        basis as for `start_from`, of the components that are stored; both None where whole taps are."""
+        kept = None
+        if self.o.start == 'picked':
+            pairs = [(layer.intermediate.dense.weight, layer.output.dense.weight) for layer in layers]
+            kept = largest(sum(columns(first) + rows(second) for first, second in pairs), self.o.width)
+            self.down.zero_()[:, kept, range(self.o.width)] = 1
+        for block, tap in zip(self.layers, self.taps[1:]):
+            whole, scale = layers[tap - 1], rms[tap].mean()
+            if self.o.blocks == 'projected':
+                squared = basis[tap].pow(2).sum(0).mean()  # c², for basis = c V
+                start_bert_block(block, whole, scale, read=basis[tap] / squared, write=basis[tap].T, mean=mean[tap, 0])
+            elif self.o.blocks == 'pruned':
+                start_bert_block(block, whole, scale, kept=kept)
 
     def forward(self, x, pooled, sentence):
         """x: [taps, batch, T, stored width]; pooled: [taps, batch, 4, d] (cache.POOLS); sentence: [batch, T], −1 where padded."""

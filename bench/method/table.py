@@ -31,7 +31,8 @@ class Caches:
     """The three splits as a row's cache keeps them; the backbone runs once for joint and once for separate sentences."""
 
     def __init__(self, arguments):
-        self.arguments, self.taps, self.stored = arguments, {}, {}
+        self.arguments, self.taps, self.stored, self.bases = arguments, {}, {}, {}
+        self.layers = backbone(arguments.model).encoder.layer
 
     def of(self, row):
         a = self.arguments
@@ -46,7 +47,7 @@ class Caches:
         if key not in self.stored:
             self.stored.clear()
             if row.components:
-                basis = principal_components(taps[0], row.components)
+                basis = self.bases[row.separate, row.components] = principal_components(taps[0], row.components)
                 self.stored[key] = [stored_as(project(t, *basis), row.dtype) for t in taps]
             else:
                 self.stored[key] = taps if row.dtype == 'f16' else [stored_as(t, row.dtype) for t in taps]
@@ -80,6 +81,8 @@ def main():
             model = Side(row.side, n, stored, d)
             if row.side.start == 'components':
                 model.start_from(*principal_components(train, row.side.width))
+            if row.side.start == 'picked' or row.side.blocks != 'random':
+                model.start_blocks(caches.layers, train.rms, *caches.bases.get((row.separate, row.components), (None, None)))
             history, seconds = fit(model, train, validation, row.training, seed)
             last.append(history[-1])
             tested.append(evaluate(model, test))
