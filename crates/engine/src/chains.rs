@@ -123,11 +123,18 @@ impl Chains {
         Ok(named)
     }
 
+    /// The chain whose output is added: that of the only stack, or of the decoder.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn last(&self) -> Result<&Side, EngineError> {
+        self.chains.last().ok_or_else(no_chain)
+    }
+
     /// `out` (DESIGN §4) at the labelled rows of a batch, `[labelled, width]`.
     pub async fn output(&self, tape: &Tape, taps: &Taps, batch: &DeviceBatch, hook: &YieldHook) -> Result<Var, EngineError> {
-        let none = || EngineError::BadStage("there is no side network".into());
-        let (side, encoder) = self.chains.split_last().ok_or_else(none)?;
-        let (side_taps, encoder_taps) = taps.stacks.split_last().ok_or_else(none)?;
+        let (side, encoder) = self.chains.split_last().ok_or_else(no_chain)?;
+        let (side_taps, encoder_taps) = taps.stacks.split_last().ok_or_else(no_chain)?;
         let memory = match (encoder.first(), encoder_taps.first(), &batch.encoder) {
             (Some(encoder), Some(taps), Some(source)) => {
                 let a = ascend(encoder, tape, taps, source, None, hook).await?;
@@ -138,6 +145,34 @@ impl Chains {
         let a = ascend(side, tape, side_taps, batch, memory.as_ref(), hook).await?;
         side.finish(tape, &tape.gather_rows(&a, &batch.labelled_rows), &taps.base, &taps.rho)
     }
+}
+
+/// What decoding attends to of sources on the device: the encoder's normed end `[source tokens, width]` and, with chains,
+/// that of the side encoder.
+///
+/// # Errors
+/// If there is no encoder, or no chain for it.
+pub(crate) async fn encode(
+    model: &Backbone,
+    chains: Option<&Chains>,
+    source: &DeviceBatch,
+    hook: &YieldHook,
+) -> Result<(Var, Option<Var>), EngineError> {
+    let tape = Tape::computing(model.device());
+    let encoder = model.encoder.as_deref().ok_or_else(|| EngineError::BadStage("it holds no encoder".into()))?;
+    let head = encoder.head.as_ref().ok_or_else(|| EngineError::BadStage("its encoder has no end".into()))?;
+    let side = chains.map(|chains| chains.chains.first().filter(|_| chains.chains.len() == 2).ok_or_else(no_chain)).transpose()?;
+    let wanted = side.map(|side| side.layout.config().taps.as_slice()).unwrap_or_default();
+    let (taps, hidden, _) = climb(encoder, wanted, &tape, source, None, hook).await?;
+    let beside = match side {
+        Some(side) => Some(side.normed(&tape, &ascend(side, &tape, &taps, source, None, hook).await?)?),
+        None => None,
+    };
+    Ok((head.normed(&tape, &hidden), beside))
+}
+
+fn no_chain() -> EngineError {
+    EngineError::BadStage("there is no side network for each of the model's stacks".into())
 }
 
 /// The last `a` of a chain.
