@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use barycenter_engine::backbone::Backbone;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
+use barycenter_engine::chains::{Chains, ChainsConfig};
 use barycenter_engine::lora::{Lora, LoraConfig, PeftConfig};
 use barycenter_engine::side::{Side, SideConfig, SideLayout, flat_from_named};
 use barycenter_engine::Device;
@@ -14,6 +15,8 @@ use std::path::Path;
 pub enum Adapter {
     /// A side network.
     Parallel(SideConfig),
+    /// A side network for each stack of an encoder-decoder model.
+    Chains(ChainsConfig),
     /// Products beside linear layers, in PEFT's form.
     Lora(LoraConfig),
     /// Bottleneck adapters.
@@ -35,6 +38,10 @@ impl Adapter {
                 let mut side = SideConfig::new(reduction()?, 0);
                 side.taps = taps;
                 side.temperature = json["gate_temperature"].as_f64().map_or(side.temperature, |temperature| temperature as f32);
+                if let Some(encoder_taps) = numbers("encoder_taps") {
+                    let SideConfig { reduction, temperature, taps, .. } = side;
+                    return Ok(Self::Chains(ChainsConfig { reduction, temperature, taps: Some(taps), encoder_taps: Some(encoder_taps) }));
+                }
                 Ok(Self::Parallel(side))
             }
             ("adapters", Some(1)) => {
@@ -65,19 +72,38 @@ impl Adapter {
     ) -> Result<Backbone> {
         let mut model = Backbone::load(device, config, weights, &Parts::all(config))?;
         match self {
-            Self::Parallel(_) => {}
+            Self::Parallel(_) | Self::Chains(_) => {}
             Self::Lora(lora) => Lora::new(device, config, lora, find)?.attach(&mut model),
             Self::Bottlenecks(adapters) => Bottlenecks::load(device, config, adapters, find)?.attach(&mut model),
         }
         Ok(model)
     }
 
-    /// The side network, if it is one.
+    /// The side network of a model of one stack, if it is one.
     pub fn side(&self, device: &Device, config: &ModelConfig, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Side>> {
         let Self::Parallel(side) = self else { return Ok(None) };
         let layout = SideLayout::whole(config, side)?;
         let flat = flat_from_named(&layout, find)?;
         Ok(Some(Side::new(device, layout, &flat)?))
+    }
+
+    /// The side networks beside the stacks of an encoder-decoder model, if it is them.
+    pub fn chains(&self, device: &Device, model: &Backbone, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Chains>> {
+        let Self::Chains(config) = self else { return Ok(None) };
+        let mut chains = Chains::load(device, &model.config, config, find)?;
+        chains.share_bias(model);
+        Ok(Some(chains))
+    }
+
+    /// Refuses side networks that were trained beside a model of other stacks.
+    pub fn check_stacks(&self, config: &ModelConfig) -> Result<()> {
+        let (beside, stands) = match self {
+            Self::Parallel(_) => ("one stack", config.encoder.is_none()),
+            Self::Chains(_) => ("an encoder and a decoder", config.encoder.is_some()),
+            Self::Lora(_) | Self::Bottlenecks(_) => return Ok(()),
+        };
+        anyhow::ensure!(stands, "the adapter was trained beside a model of {beside}, and this {} is another kind: give the model it was trained with", config.family.model_type());
+        Ok(())
     }
 }
 
