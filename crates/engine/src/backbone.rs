@@ -18,7 +18,7 @@ use crate::tape::{AttentionContext, Tape, Var, YieldHook};
 use crate::tensor::{Device, Tensor};
 use barycenter_model::names::{self, Parts};
 use barycenter_model::{ModelConfig, TensorSource};
-use positions::bias_by_distance;
+pub(crate) use positions::bias_by_distance;
 use source::{Frozen, ParameterSource, PartlyTrained};
 use std::ops::Range;
 
@@ -142,15 +142,11 @@ impl Backbone {
     /// Applies the stage's `index`-th layer, which may attend to an encoder's output.
     pub fn layer_across(&self, tape: &Tape, index: usize, x: &Var, batch: &DeviceBatch, memory: Option<&Memory>) -> Result<Var, EngineError> {
         let context = self_attention(tape, &self.config, self.relative_bias.as_ref(), batch, self.range.start + index);
-        self.apply(tape, index, x, &batch.positions, &mut OwnKeys(context), memory)
+        self.layer_with(tape, index, x, &batch.positions, &mut OwnKeys(context), memory)
     }
 
-    /// Applies the stage's `index`-th layer with keys that may come from a cache.
-    pub fn layer_with(&self, tape: &Tape, index: usize, x: &Var, positions: &Tensor, keys: &mut dyn Keys) -> Result<Var, EngineError> {
-        self.apply(tape, index, x, positions, keys, None)
-    }
-
-    fn apply(
+    /// Applies the stage's `index`-th layer with keys that may come from a cache; it may attend to an encoder's output.
+    pub fn layer_with(
         &self,
         tape: &Tape,
         index: usize,

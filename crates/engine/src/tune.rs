@@ -45,7 +45,8 @@ impl Inserts {
         }
     }
 
-    fn attach(&self, model: &mut Backbone) {
+    /// Puts them into a model of the same sizes, which then computes with the trained values.
+    pub fn attach(&self, model: &mut Backbone) {
         match self {
             Self::Lora(lora) => lora.attach(model),
             Self::Bottlenecks(adapters) => adapters.attach(model),
