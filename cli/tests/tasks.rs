@@ -204,6 +204,12 @@ fn encoder_decoder_models_learn_targets_by_every_method() {
     for case in ["t5-seq2seq", "bart-seq2seq"] {
         let model = model(folder.path(), case);
         means_the_same_in_python(&model, &data, &held_out);
+        let last = ["--method", "lora", "--last-layers", "1", "--learning-rate", "1e-2"];
+        let whole = train(&model, &data, &last);
+        let [boundary, halves] = ["f32", "f16"].map(|cache| train(&model, &data, &[&last[..], &["--cache", cache]].concat()));
+        assert_eq!([&boundary["losses"], &boundary["epochs"][3]["held_out_loss"], &boundary["eval"]], [&whole["losses"], &whole["epochs"][3]["held_out_loss"], &whole["eval"]], "{case}");
+        assert!(of_epochs(&halves, "loss").iter().zip(of_epochs(&whole, "loss")).all(|(a, b)| (a - b).abs() < 2e-3 * b), "{case}");
+        assert!(whole["cache_bytes"] == 0 && halves["cache_bytes"].as_u64() < boundary["cache_bytes"].as_u64(), "{case}");
         for method in METHODS {
             let out = folder.path().join(format!("{case}-{method}"));
             let report = train(&model, &data, &["--method", method, "--learning-rate", "1e-2", "--reduction", "4", "--out", text(&out)]);
@@ -302,7 +308,7 @@ fn what_does_not_fit_is_refused_in_one_sentence() {
     let pairs = file("pairs.jsonl", "{\"input\":\"a b\",\"target\":\"b a\"}\n{\"input\":\"c\",\"target\":\"c\"}\n");
     let one = file("one.tsv", "text\tlabel\na b\tyes\nc d\tyes\n");
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo");
-    let cases: [(&Path, &Path, &[&str], &str); 15] = [
+    let cases: [(&Path, &Path, &[&str], &str); 17] = [
         (&bert, &classes, &["--task", "prompt"], "--task prompt is not for an encoder such as this bert: choose --task classify or regress"),
         (&t5, &pairs, &["--task", "classify"], "choose --task seq2seq"),
         (&demo, &classes, &["--task", "classify"], "a decoder such as this llama"),
@@ -317,7 +323,9 @@ fn what_does_not_fit_is_refused_in_one_sentence() {
         (&bert, &classes, &["--adapter-version", "2", "--method", "lora"], "use it with --method parallel_adapter"),
         (&t5, &pairs, &["--adapter-version", "2"], "is for encoders that classify or regress"),
         (&bert, &classes, &["--method", "full", "--cache", "f16"], "leave it out"),
-        (&t5, &pairs, &["--method", "lora", "--last-layers", "1"], "an encoder and a decoder"),
+        (&t5, &pairs, &["--method", "adapters", "--last-layers", "1"], "are for LoRA on models of an encoder and a decoder such as this t5"),
+        (&t5, &pairs, &["--method", "lora", "--cache", "f16"], "--cache needs --last-layers"),
+        (&t5, &pairs, &["--method", "lora", "--last-layers", "9"], "--last-layers 9 must be 1 to"),
     ];
     for (model, data, arguments, said) in cases {
         let output = program(&[&["train", "--device", "cpu", "--model", text(model), "--data", text(data), "--epochs", "1", "--reduction", "4"], arguments].concat());

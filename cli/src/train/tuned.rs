@@ -135,10 +135,16 @@ pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
     let Job { options, device, config, spec, .. } = job;
     let two_stacks = config.encoder.is_some();
     ensure!(options.cache != Some(Cache::Int8), "--cache int8 is for parallel adapters: a cached boundary is kept as f16 or f32");
-    ensure!(!two_stacks || (options.last_layers.is_none() && options.cache.is_none_or(|cache| cache == Cache::None)), "--last-layers and --cache are for models of one stack: this {} has an encoder and a decoder", config.family.model_type());
+    let is_cached = options.cache.is_some_and(|cache| cache != Cache::None);
     let last = options.last_layers.unwrap_or(config.layers);
     ensure!((1..=config.layers).contains(&last), "--last-layers {last} must be 1 to {}, the layers of the model", config.layers);
-    ensure!(options.cache.is_none_or(|cache| cache == Cache::None) || last < config.layers || options.resume_adapter.is_some(), "--cache needs --last-layers below {}: with all layers trained there is no frozen prefix", config.layers);
+    if two_stacks {
+        let family = config.family.model_type();
+        ensure!(options.method == Method::Lora || (options.last_layers.is_none() && !is_cached), "--last-layers and --cache are for LoRA on models of an encoder and a decoder such as this {family}, whose adapters stand in both: choose --method lora, or leave them out");
+        ensure!(!is_cached || options.last_layers.is_some() || options.resume_adapter.is_some(), "--cache needs --last-layers: LoRA in both stacks of this {family} leaves no frozen prefix");
+    } else {
+        ensure!(!is_cached || last < config.layers || options.resume_adapter.is_some(), "--cache needs --last-layers below {}: with all layers trained there is no frozen prefix", config.layers);
+    }
     let layers = match &config.encoder {
         Some(encoder) => 0..config.layers.max(encoder.layers),
         None => config.layers - last..config.layers,
@@ -158,10 +164,12 @@ pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
         alpha: options.alpha.unwrap_or(2.0 * options.rank as f64),
         rank_stabilised: false,
         targets: options.targets.clone(),
-        layers: options.last_layers.map(|_| layers.collect()),
+        layers: options.last_layers.filter(|_| !two_stacks).map(|_| layers.collect()),
         patterns: Patterns::default(),
     };
-    if lora.targets.iter().any(|target| target == "all-linear") {
+    if let (Some(last), true) = (options.last_layers, two_stacks) {
+        lora = lora.in_last_of_decoder(config, last)?;
+    } else if lora.targets.iter().any(|target| target == "all-linear") {
         // PEFT does not know the word beside chosen layers: its file gets the names.
         let names: BTreeSet<String> = lora_modules(config, &lora)?.iter().map(|module| target_name(config, &module.name)).collect();
         lora.targets = names.into_iter().collect();

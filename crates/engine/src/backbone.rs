@@ -203,19 +203,21 @@ impl Backbone {
         self.encode(tape, source, batch).map(Some)
     }
 
-    /// Hidden states `[tokens, width]` behind the last layer held, from token ids or from `start`, the rows that enter the
-    /// layer held with that index. Others get a turn after each layer.
+    /// Hidden states `[tokens, width]` behind the last layer held, from token ids or from where another pass ended. Others get
+    /// a turn after each layer.
     ///
     /// # Errors
     /// If there is no start and the embedding is not held; those of [`Backbone::memory`].
-    pub async fn run(&self, tape: &Tape, batch: &DeviceBatch, start: Option<(Var, usize)>, hook: &YieldHook) -> Result<Var, EngineError> {
-        let memory = self.memory(tape, batch)?;
+    pub async fn run(&self, tape: &Tape, batch: &DeviceBatch, start: Option<Start>, hook: &YieldHook) -> Result<Var, EngineError> {
         let missing = || EngineError::BadStage("its frozen prefix was dropped: batches must come with their cached boundary".into());
-        let (mut x, first) = match start {
+        let Start { rows: mut x, layer, memory } = match start {
             Some(start) => start,
-            None => (self.embed(tape, batch).ok_or_else(missing)?, 0),
+            None => {
+                let memory = self.memory(tape, batch)?;
+                Start { rows: self.embed(tape, batch).ok_or_else(missing)?, layer: 0, memory }
+            }
         };
-        for index in first..self.layers.len() {
+        for index in layer..self.layers.len() {
             x = self.layer_across(tape, index, &x, batch, memory.as_ref())?;
             self.device.submit();
             hook().await;
@@ -233,6 +235,16 @@ impl Backbone {
         }
         Ok(())
     }
+}
+
+/// Where a pass goes on that has been through the layers before.
+pub struct Start {
+    /// What enters the layer, `[tokens, width]`.
+    pub rows: Var,
+    /// The layer's index among those held.
+    pub layer: usize,
+    /// What the decoder of an encoder-decoder model attends to.
+    pub memory: Option<Memory>,
 }
 
 /// Attention of each sequence to itself in a layer (from 0), with the bias by distance of a `table` `[buckets, heads]`.
