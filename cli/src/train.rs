@@ -80,10 +80,11 @@ pub struct Options {
     /// LoRA: go on from an adapter folder (also one that PEFT wrote).
     #[arg(long)]
     resume_adapter: Option<PathBuf>,
-    /// LoRA and adapters: train in the last so many layers only.
+    /// LoRA and adapters: train in the last so many layers only; of encoder-decoder models LoRA, in the decoder's.
     #[arg(long)]
     last_layers: Option<usize>,
-    /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none).
+    /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none); of an
+    /// encoder-decoder model the encoder's too.
     /// Parallel adapters keep the output of every layer they read (default: int8; version 2: int8 components of it, so no type is
     /// given); of encoders and encoder-decoder models it may be none.
     #[arg(long)]
