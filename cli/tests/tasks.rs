@@ -209,6 +209,8 @@ fn encoder_decoder_models_learn_targets_by_every_method() {
         let [boundary, halves] = ["f32", "f16"].map(|cache| train(&model, &data, &[&last[..], &["--cache", cache]].concat()));
         assert_eq!([&boundary["losses"], &boundary["epochs"][3]["held_out_loss"], &boundary["eval"]], [&whole["losses"], &whole["epochs"][3]["held_out_loss"], &whole["eval"]], "{case}");
         assert!(of_epochs(&halves, "loss").iter().zip(of_epochs(&whole, "loss")).all(|(a, b)| (a - b).abs() < 2e-3 * b), "{case}");
+        let pieces = train(&model, &data, &[&last[..], &["--cache", "f32", "--micro-batch", "3"]].concat());
+        assert!(of_epochs(&pieces, "loss").iter().zip(of_epochs(&whole, "loss")).all(|(a, b)| (a - b).abs() <= 1e-4 * b), "{case}");
         assert!(whole["cache_bytes"] == 0 && halves["cache_bytes"].as_u64() < boundary["cache_bytes"].as_u64(), "{case}");
         for method in METHODS {
             let out = folder.path().join(format!("{case}-{method}"));
