@@ -2,7 +2,7 @@
 
 usage: check_tasks.py PROGRAM MODEL ROWS HELD_OUT     ROWS: .tsv with the columns label and sentence, or .jsonl with input and target
 
-Trains LoRA and all weights for two epochs, loads both results with the Python libraries, and compares the mean loss over the
+Trains LoRA, all weights and, of an encoder-decoder model, LoRA in the decoder's last layer from a cache for two epochs, loads both results with the Python libraries, and compares the mean loss over the
 held-out rows with the one that PROGRAM printed. Needs torch, transformers and peft from PyPI. Without them it says that
 nothing was checked and ends with 0, or with 1 if BARYCENTER_REQUIRE_PEFT=1.
 """
@@ -26,11 +26,11 @@ classifies = rows.endswith('.tsv')
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(model_folder, 'tokenizer.json'))
 
 
-def train(method, out):
+def train(method, options, out):
     report = os.path.join(out, 'report.json')
     os.makedirs(out)
     usual = [program, 'train', '--device', 'cpu', '--model', model_folder, '--data', rows, '--held-out', held_out]
-    subprocess.run([*usual, '--method', method, '--epochs', '2', '--batch', '8', '--warmup-steps', '1', '--learning-rate', '3e-3', '--out', out, '--json', report], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*usual, '--method', method, '--epochs', '2', '--batch', '8', '--warmup-steps', '1', '--learning-rate', '3e-3', *options, '--out', out, '--json', report], check=True, stdout=subprocess.DEVNULL)
     losses = [epoch['held_out_loss'] for epoch in json.load(open(report))['epochs']]
     assert losses[1] < losses[0], f'{method} learns nothing: {losses}'
     return losses[-1]
@@ -61,9 +61,11 @@ def seq2seq_loss(model):
 
 
 with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-    for method in ['lora', 'full']:
-        out = os.path.join(folder, method)
-        ours = train(method, out)
+    runs = [('lora', []), ('full', [])] + ([] if classifies else [('lora', ['--last-layers', '1', '--cache', 'f32'])])
+    for run, (method, options) in enumerate(runs):
+        out = os.path.join(folder, f'{run}')
+        ours = train(method, options, out)
+        named = ' '.join([method, *options])
         base = model_folder if method == 'lora' else out
         if classifies:
             labels = json.load(open(os.path.join(out, 'labels.json')))['labels'] if method == 'lora' else None
@@ -76,5 +78,5 @@ with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             model = PeftModel.from_pretrained(model, out).eval()
         theirs = classifier_loss(model, labels) if classifies else seq2seq_loss(model)
         error = abs(ours - theirs) / theirs
-        print(f'{method}: held-out loss here {ours:.6f}, in Python {theirs:.6f}')
-        assert error <= TOLERANCE, f'{method}: {error:.1e} is above {TOLERANCE:.0e}'
+        print(f'{named}: held-out loss here {ours:.6f}, in Python {theirs:.6f}')
+        assert error <= TOLERANCE, f'{named}: {error:.1e} is above {TOLERANCE:.0e}'

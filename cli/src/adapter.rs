@@ -13,8 +13,10 @@ use std::path::Path;
 
 /// What an `adapter_config.json` describes.
 pub enum Adapter {
-    /// A side network; its taps of the encoder, beside a decoder that has one.
-    Parallel(SideConfig, Option<Vec<usize>>),
+    /// A side network.
+    Parallel(SideConfig),
+    /// A side network for each stack of an encoder-decoder model.
+    Chains(ChainsConfig),
     /// Products beside linear layers, in PEFT's form.
     Lora(LoraConfig),
     /// Bottleneck adapters.
@@ -36,7 +38,11 @@ impl Adapter {
                 let mut side = SideConfig::new(reduction()?, 0);
                 side.taps = taps;
                 side.fusion = Fusion::of_config(&json);
-                Ok(Self::Parallel(side, numbers("encoder_taps")))
+                if let Some(encoder_taps) = numbers("encoder_taps") {
+                    let SideConfig { reduction, fusion, taps, .. } = side;
+                    return Ok(Self::Chains(ChainsConfig { reduction, fusion, taps: Some(taps), encoder_taps: Some(encoder_taps) }));
+                }
+                Ok(Self::Parallel(side))
             }
             ("adapters", Some(1)) => {
                 let layers = numbers("layers").filter(|layers| !layers.is_empty()).context("adapter_config.json has no layers")?;
@@ -67,28 +73,38 @@ impl Adapter {
     ) -> Result<Backbone> {
         let mut model = Backbone::load(device, config, weights, &Parts::all(config))?;
         match self {
-            Self::Parallel(..) => {}
+            Self::Parallel(_) | Self::Chains(_) => {}
             Self::Lora(lora) => Lora::new(device, config, lora, find)?.attach(&mut model),
             Self::Bottlenecks(adapters) => Bottlenecks::load(device, config, adapters, find)?.attach(&mut model),
         }
         Ok(model)
     }
 
-    /// The side network, if it is one.
+    /// The side network of a model of one stack, if it is one.
     pub fn side(&self, device: &Device, config: &ModelConfig, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Side>> {
-        let Self::Parallel(side, _) = self else { return Ok(None) };
+        let Self::Parallel(side) = self else { return Ok(None) };
         let layout = SideLayout::whole(config, side)?;
         let flat = flat_from_named(&layout, find)?;
         Ok(Some(Side::new(device, layout, &flat)?))
     }
 
-    /// The side networks beside both stacks of an encoder-decoder model, if it is of that method.
-    pub fn chains(&self, model: &Backbone, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Chains>> {
-        let Self::Parallel(side, encoder_taps) = self else { return Ok(None) };
-        let config = ChainsConfig { fusion: side.fusion, taps: Some(side.taps.clone()), encoder_taps: encoder_taps.clone(), ..ChainsConfig::new(side.reduction) };
-        let mut chains = Chains::load(model.device(), &model.config, &config, find)?;
+    /// The side networks beside the stacks of an encoder-decoder model, if it is them.
+    pub fn chains(&self, device: &Device, model: &Backbone, find: impl FnMut(&str) -> Option<RawTensor>) -> Result<Option<Chains>> {
+        let Self::Chains(config) = self else { return Ok(None) };
+        let mut chains = Chains::load(device, &model.config, config, find)?;
         chains.share_bias(model);
         Ok(Some(chains))
+    }
+
+    /// Refuses side networks that were trained beside a model of other stacks.
+    pub fn check_stacks(&self, config: &ModelConfig) -> Result<()> {
+        let (beside, stands) = match self {
+            Self::Parallel(_) => ("one stack", config.encoder.is_none()),
+            Self::Chains(_) => ("an encoder and a decoder", config.encoder.is_some()),
+            Self::Lora(_) | Self::Bottlenecks(_) => return Ok(()),
+        };
+        anyhow::ensure!(stands, "the adapter was trained beside a model of {beside}, and this {} is another kind: give the model it was trained with", config.family.model_type());
+        Ok(())
     }
 }
 

@@ -6,11 +6,11 @@ use crate::model::{ActivationFormat, Model, WeightFormat, describe_weights};
 use anyhow::Result;
 use barycenter_engine::backbone::Backbone;
 use barycenter_engine::chains::Chains;
-use barycenter_engine::generate::{GenerateOptions, generate, generate_targets};
+use barycenter_engine::generate::{GenerateOptions, generate, generate_from};
 use barycenter_engine::side::Side;
 use barycenter_engine::tape::no_yield;
 use barycenter_model::names::Parts;
-use barycenter_model::TensorSource;
+use barycenter_model::{ModelConfig, TensorSource, TextTokenizer};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ pub struct Options {
     /// Adapter folder (adapter_model.safetensors, adapter_config.json).
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// What is asked.
+    /// What is asked; of an encoder-decoder model (T5, BART), what its encoder reads.
     prompt: String,
     /// At most so many tokens.
     #[arg(long, default_value_t = 64)]
@@ -46,48 +46,75 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         options.activations.set(&device)?;
         let opened = Model::open(&options.model)?;
         let (config, tokenizer) = (&opened.config, &opened.tokenizer);
-        let is_seq2seq = config.encoder.is_some();
-        if !is_seq2seq {
+        if config.encoder.is_none() {
             Backbone::check_decoder(config)?;
         }
+        let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
+        adapter.iter().try_for_each(|(adapter, _)| adapter.check_stacks(config))?;
         let mut weights = opened.weights(options.weights)?;
         let model = Backbone::load(&device, config, &mut weights, &Parts::all(config))?;
         if options.weights != WeightFormat::Keep {
             eprintln!("{}", describe_weights(&device, 0, options.weights));
         }
-        // An encoder reads what it was trained on: the text as it is, with the tokens that the tokenizer puts around it.
-        let prompts = [if is_seq2seq { tokenizer.encode(options.prompt.trim(), true)? } else { tokenizer.encode_prompt(&options.prompt)? }];
+        let prompts = [encode(config, tokenizer, &options.prompt)?];
         let limits = GenerateOptions { max_new_tokens: options.max_new_tokens, stop: config.eos.clone() };
-        let base = answer(&model, None, None, &prompts, &limits).await?;
+        let base = answer(&model, Beside::Nothing, &prompts, &limits).await?;
         let text = tokenizer.decode_response(&base[0])?;
-        let Some(folder) = &options.adapter else {
+        let Some((adapter, mut tensors)) = adapter else {
             println!("{text}");
             return Ok(ExitCode::SUCCESS);
         };
-        let (adapter, mut tensors) = Adapter::open(folder)?;
         let mut find = |name: &str| tensors.load(name).ok();
+        let side = adapter.side(&device, config, &mut find)?;
+        let chains = adapter.chains(&device, &model, &mut find)?;
         // A side network stands beside the model; other adapters are set into a model of their own.
         let tuned_model = match &adapter {
-            Adapter::Parallel(..) => model,
+            Adapter::Parallel(_) | Adapter::Chains(_) => model,
             _ => {
                 drop(model);
                 adapter.whole_model(&device, config, &mut weights, &mut find)?
             }
         };
-        let (side, chains) = match is_seq2seq {
-            true => (None, adapter.chains(&tuned_model, &mut find)?),
-            false => (adapter.side(&device, config, &mut find)?, None),
+        let beside = match (&side, &chains) {
+            (Some(side), _) => Beside::Side(side),
+            (None, Some(chains)) => Beside::Chains(chains),
+            (None, None) => Beside::Nothing,
         };
-        let tuned = answer(&tuned_model, side.as_ref(), chains.as_ref(), &prompts, &limits).await?;
+        let tuned = answer(&tuned_model, beside, &prompts, &limits).await?;
         println!("base   {text}\ntuned  {}", tokenizer.decode_response(&tuned[0])?);
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// Answers by a decoder, or by an encoder-decoder model.
-async fn answer(model: &Backbone, side: Option<&Side>, chains: Option<&Chains>, prompts: &[Vec<u32>], limits: &GenerateOptions) -> Result<Vec<Vec<u32>>> {
+/// What stands beside a model when it answers.
+#[derive(Clone, Copy)]
+pub enum Beside<'a> {
+    /// Nothing.
+    Nothing,
+    /// The side network of a model of one stack.
+    Side(&'a Side),
+    /// Those of an encoder-decoder model.
+    Chains(&'a Chains),
+}
+
+/// The answers to prompts in tokens, by a decoder or, from its sources, by an encoder-decoder model.
+pub async fn answer(model: &Backbone, beside: Beside<'_>, prompts: &[Vec<u32>], limits: &GenerateOptions) -> Result<Vec<Vec<u32>>> {
+    let (side, chains) = match beside {
+        Beside::Nothing => (None, None),
+        Beside::Side(side) => (Some(side), None),
+        Beside::Chains(chains) => (None, Some(chains)),
+    };
     Ok(match model.config.encoder {
-        Some(_) => generate_targets(model, chains, prompts, limits, &no_yield()).await?,
         None => generate(model, side, prompts, limits, &no_yield()).await?,
+        Some(_) => generate_from(model, chains, prompts, limits, &no_yield()).await?,
+    })
+}
+
+/// A prompt as the model's training saw it: with the line break behind it, or, for an encoder, the text with the tokens that the
+/// tokenizer puts around it.
+fn encode(config: &ModelConfig, tokenizer: &TextTokenizer, prompt: &str) -> Result<Vec<u32>> {
+    Ok(match config.encoder {
+        None => tokenizer.encode_prompt(prompt)?,
+        Some(_) => tokenizer.encode(prompt.trim(), true)?,
     })
 }

@@ -20,6 +20,8 @@ const ATTEMPT_MILLIS: u64 = 100;
 const HASH_BYTES: usize = 1 << 20;
 /// Files of a model folder besides the weights; the last two may be absent.
 const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
+/// What a folder may have besides.
+const GENERATION: &str = "generation_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -101,6 +103,9 @@ impl Hub<'_> {
         let mut folder = None;
         for file in FILES {
             folder = self.file(file)?.parent().map(Path::to_path_buf);
+        }
+        if has(GENERATION) {
+            self.file(GENERATION)?;
         }
         if has(SINGLE) {
             self.file(SINGLE)?;

@@ -44,7 +44,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let model = match &options.adapter {
             Some(folder) => {
                 let (adapter, mut tensors) = Adapter::open(folder)?;
-                ensure!(!matches!(adapter, Adapter::Parallel(..)), "{} holds a side network: logits are written for LoRA and bottleneck adapters", folder.display());
+                ensure!(!matches!(adapter, Adapter::Parallel(_) | Adapter::Chains(_)), "{} holds a side network: logits are written for LoRA and bottleneck adapters", folder.display());
                 adapter.whole_model(&device, &config, &mut weights, |name| tensors.load(name).ok())?
             }
             None => Backbone::load(&device, &config, &mut weights, &Parts::all(&config))?,

@@ -1,5 +1,6 @@
 //! `barycenter train`: a method on this one computer, with the swarm's sample order and schedule. A file for each method.
 
+mod cache;
 mod data;
 mod epochs;
 pub(crate) mod full;
@@ -11,13 +12,12 @@ mod tasks;
 mod tuned;
 
 use crate::backend::create_backend;
+use crate::generate::{Beside, answer};
 use crate::model::{ActivationFormat, Model, WeightFormat};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::backbone::Backbone;
-use barycenter_engine::generate::{GenerateOptions, generate};
+use barycenter_engine::generate::GenerateOptions;
 use barycenter_engine::optim::{AdamWConfig, LinearSchedule};
-use barycenter_engine::side::Side;
-use barycenter_engine::tape::no_yield;
 use barycenter_engine::train_full::FullTraining;
 use barycenter_engine::Device;
 use barycenter_model::metrics::exact_match;
@@ -31,9 +31,6 @@ use std::process::ExitCode;
 use sentences::SentenceOptions;
 use side::SideOptions;
 use tuned::Cache;
-
-/// Cache entries of a sample: one per tap.
-type Entries = Vec<Vec<u8>>;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -83,14 +80,19 @@ pub struct Options {
     /// LoRA: go on from an adapter folder (also one that PEFT wrote).
     #[arg(long)]
     resume_adapter: Option<PathBuf>,
-    /// LoRA and adapters: train in the last so many layers only.
+    /// LoRA and adapters: train in the last so many layers only; of encoder-decoder models LoRA, in the decoder's.
     #[arg(long)]
     last_layers: Option<usize>,
-    /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none).
+    /// LoRA and adapters: run the frozen layers before the trained ones once and keep their output (default: none); of an
+    /// encoder-decoder model the encoder's too.
     /// Parallel adapters keep the output of every layer they read (default: int8; version 2: int8 components of it, so no type is
     /// given); of encoders and encoder-decoder models it may be none.
     #[arg(long)]
     cache: Option<Cache>,
+    /// Folder for the cache, which is a file there while the run lasts (default: in memory up to 268 MB, then a temporary
+    /// folder).
+    #[arg(long)]
+    cache_dir: Option<PathBuf>,
     #[command(flatten)]
     side: SideOptions,
     #[command(flatten)]
@@ -118,6 +120,10 @@ pub struct Options {
     /// Mini-batch.
     #[arg(long)]
     batch: Option<u32>,
+    /// Samples that go through at once: a mini-batch in such pieces needs less memory and gives the same steps (default:
+    /// the whole mini-batch).
+    #[arg(long)]
+    micro_batch: Option<u32>,
     /// Peak learning rate.
     #[arg(long)]
     pub(crate) learning_rate: Option<f64>,
@@ -196,12 +202,17 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Samples that go through at once.
+    fn micro_batch(&self) -> usize {
+        self.options.micro_batch.unwrap_or(self.spec.batch).min(self.spec.batch) as usize
+    }
+
     /// Share of held-out questions answered exactly, and the first answer.
-    async fn answers(&self, model: &Backbone, side: Option<&Side>) -> Result<(f64, String)> {
+    async fn answers(&self, model: &Backbone, beside: Beside<'_>) -> Result<(f64, String)> {
         let questions = &self.data.questions;
         let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.prompt.clone()).collect();
         let limits = GenerateOptions { max_new_tokens: 96, stop: self.config.eos.clone() };
-        let given = generate(model, side, &prompts, &limits, &no_yield()).await?;
+        let given = answer(model, beside, &prompts, &limits).await?;
         let texts = given.iter().map(|ids| self.model.tokenizer.decode_response(ids)).collect::<Result<Vec<_>, _>>()?;
         let right = texts.iter().zip(questions).filter(|(text, question)| exact_match(text, &question.answer)).count();
         Ok((right as f64 / questions.len().max(1) as f64, texts.into_iter().next().unwrap_or_default()))
@@ -238,7 +249,7 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?,
         Err(_) => Recommendation::default(),
     };
-    for (value, name) in [(options.batch, "--batch"), (options.epochs, "--epochs"), (options.reduction, "--reduction")] {
+    for (value, name) in [(options.batch, "--batch"), (options.micro_batch, "--micro-batch"), (options.epochs, "--epochs"), (options.reduction, "--reduction")] {
         ensure!(value != Some(0), "{name} is 0: give 1 or more, or leave it out");
     }
     ensure!(options.learning_rate.is_none_or(|rate| rate.is_finite() && rate > 0.0), "--learning-rate must be a number above 0");

@@ -1,6 +1,7 @@
 //! Full fine-tuning: every weight, in f32, through the whole model in every epoch.
 
 use super::{Job, epochs, write_result, write_json};
+use crate::generate::Beside;
 use crate::model::refuse_packed;
 use anyhow::{Context, Result, ensure};
 use barycenter_core::order::SampleOrder;
@@ -32,7 +33,7 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
     }
     let peak = device.memory().peak_bytes;
     println!("peak memory: {:.1} MB", peak as f64 / 1e6);
-    let (right, example) = job.answers(&trainer.model, None).await?;
+    let (right, example) = job.answers(&trainer.model, Beside::Nothing).await?;
     println!("held-out exact match: after {:.1} %", 100.0 * right);
     job.print_example("", &example);
     if let Some(folder) = &options.out {

@@ -1,9 +1,11 @@
 //! Parallel adapters: a fill epoch through the backbone, later epochs from the cache of its layers' outputs.
 
+use super::cache::Cache;
 use super::data::Data;
 use super::side::SideOptions;
-use super::{Entries, Job, write_result, write_json};
+use super::{Job, write_result, write_json};
 use crate::model::describe_weights;
+use crate::generate::Beside;
 use anyhow::{Context, Result};
 use barycenter_core::order::SampleOrder;
 use barycenter_core::schedule;
@@ -13,6 +15,7 @@ use barycenter_engine::packed::MicroBatch;
 use barycenter_engine::side::{Side, SideLayout, flat_from_named};
 use barycenter_engine::stage::{ForwardPass, StageRuntime};
 use barycenter_engine::tape::no_yield;
+use barycenter_engine::trainer::SampleEntries;
 use barycenter_model::names::Parts;
 use barycenter_model::{RawTensor, WeightType};
 use barycenter_protocol::SampleId;
@@ -39,7 +42,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
 
     let order = SampleOrder::of(spec);
     let total = data.samples.len();
-    let mut cache: Vec<Entries> = vec![Vec::new(); total];
+    let mut cache = Cache::new(total, options.cache_dir.as_deref()).await?;
     let (mut losses, mut epochs, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
     let mut optimiser_step = 0;
     let mut fill_peak = 0;
@@ -50,21 +53,26 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         let (mut epoch_loss, mut epoch_labels, mut backbone_seconds) = (0.0, 0u64, 0.0);
         for step in 0..epoch_order.steps() {
             let ids: Vec<SampleId> = epoch_order.mini_batch(step).iter().map(|slotted| slotted.sample).collect();
-            let batch = MicroBatch::of(ids.iter().map(|id| &data.samples[id.0 as usize]));
-            let labels = batch.classes.len();
+            let ids: Vec<usize> = ids.iter().map(|id| id.0 as usize).collect();
+            let labels: usize = ids.iter().map(|&id| data.samples[id].sequence.labels.len()).sum();
             let factor = 1.0 / labels as f32;
-            let loss_sum = if epoch == 0 {
-                let output = runtime.forward(0, ForwardPass { batch: &batch, input: None, forward_only: false, cache: true, loss_factor: factor }).await?;
-                runtime.backward(0, None).await?;
-                backbone_seconds += output.backbone_seconds;
-                for (id, entries) in ids.iter().zip(output.entries) {
-                    cache[id.0 as usize] = entries;
-                }
-                output.loss_sum.context("one computer holds the last stage")?
-            } else {
-                let entries: Vec<&Entries> = ids.iter().map(|id| &cache[id.0 as usize]).collect();
-                runtime.train_cached(&batch, &entries, factor, true).await?
-            };
+            let mut loss_sum = 0.0;
+            for ids in ids.chunks(job.micro_batch()) {
+                let batch = MicroBatch::of(ids.iter().map(|&id| &data.samples[id]));
+                loss_sum += if epoch == 0 {
+                    let output = runtime.forward(0, ForwardPass { batch: &batch, input: None, forward_only: false, cache: true, loss_factor: factor }).await?;
+                    runtime.backward(0, None).await?;
+                    backbone_seconds += output.backbone_seconds;
+                    for (&id, entries) in ids.iter().zip(output.entries) {
+                        cache.keep(id, SampleEntries::new(entries)).await?;
+                    }
+                    output.loss_sum.context("one computer holds the last stage")?
+                } else {
+                    let entries = ids.iter().map(|&id| cache.entries(id)).collect::<Result<Vec<_>>>()?;
+                    let entries: Vec<&Vec<Vec<u8>>> = entries.iter().map(|entries| &**entries).collect();
+                    runtime.train_cached(&batch, &entries, factor, true).await?
+                };
+            }
             let norm = runtime.gradient_squared_norm().await?.sqrt();
             runtime.apply(optimiser_step + 1, schedule::learning_rate(spec, optimiser_step) as f32, schedule::clip_factor(spec, norm) as f32)?;
             optimiser_step += 1;
@@ -77,13 +85,13 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
             for id in data.train..total {
                 let batch = MicroBatch::of([&data.samples[id]]);
                 let output = runtime.forward(0, ForwardPass { batch: &batch, input: None, forward_only: true, cache: true, loss_factor: 0.0 }).await?;
-                cache[id] = output.entries.into_iter().next().unwrap_or_default();
+                cache.keep(id, SampleEntries::new(output.entries.into_iter().next().unwrap_or_default())).await?;
             }
             fill_peak = device.memory().peak_bytes;
             runtime.load_backbone(&mut weights, &Parts::head_only())?;
             device.reset_peak();
         }
-        let held_out_loss = evaluate(&mut runtime, data, &cache, spec.batch as usize).await?;
+        let held_out_loss = evaluate(&mut runtime, data, &cache, job.micro_batch()).await?;
         held_out.push(held_out_loss);
         let loss = epoch_loss / epoch_labels as f64;
         let phase = if epoch == 0 { "fill" } else { "train" };
@@ -91,16 +99,15 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         epochs.push(json!({ "epoch": epoch, "phase": phase, "seconds": seconds, "loss": loss, "held_out_loss": held_out_loss, "backbone_seconds": backbone_seconds }));
     }
     let train_peak = device.memory().peak_bytes;
-    let cache_bytes: usize = cache.iter().flatten().map(Vec::len).sum();
-    println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, train_peak as f64 / 1e6, cache_bytes as f64 / 1e6);
+    println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; {}", fill_peak as f64 / 1e6, train_peak as f64 / 1e6, cache.size());
 
     let tensors: BTreeMap<String, RawTensor> = runtime.checkpoint().await?.into_iter().filter(|(name, _)| name.starts_with("side.")).collect();
     let layout = SideLayout::whole(config, &side_config)?;
     let side = Side::new(device, layout.clone(), &flat_from_named(&layout, |name| tensors.get(name).cloned())?)?;
     drop(runtime);
     let model = Backbone::load(device, config, &mut weights, &Parts::all(config))?;
-    let (before, example_base) = job.answers(&model, None).await?;
-    let (after, example_tuned) = job.answers(&model, Some(&side)).await?;
+    let (before, example_base) = job.answers(&model, Beside::Nothing).await?;
+    let (after, example_tuned) = job.answers(&model, Beside::Side(&side)).await?;
     println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
     job.print_example(&example_base, &example_tuned);
     if let Some(folder) = &options.out {
@@ -109,7 +116,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         write_result("adapter", folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &serde_json::to_string_pretty(&adapter)?)?;
     }
     if let Some(path) = &options.json {
-        let report = json!({ "losses": losses, "held_out": held_out, "epochs": epochs, "cache_bytes": cache_bytes, "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": train_peak,
+        let report = json!({ "losses": losses, "held_out": held_out, "epochs": epochs, "cache_bytes": cache.bytes(), "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": train_peak,
             "eval": { "before": before, "after": after }, "spec": { "batch": spec.batch, "epochs": spec.epochs, "reduction": spec.reduction, "learning_rate": spec.learning_rate, "seed": spec.seed } });
         write_json(path, &report)?;
     }
@@ -117,12 +124,13 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
 }
 
 /// Mean held-out loss per labelled token, from the cache.
-async fn evaluate(runtime: &mut StageRuntime, data: &Data, cache: &[Entries], batch: usize) -> Result<f64> {
+async fn evaluate(runtime: &mut StageRuntime, data: &Data, cache: &Cache, batch: usize) -> Result<f64> {
     let (mut sum, mut labels) = (0.0, 0);
     let ids: Vec<usize> = (data.train..data.samples.len()).collect();
     for chunk in ids.chunks(batch) {
         let packed = MicroBatch::of(chunk.iter().map(|&id| &data.samples[id]));
-        let entries: Vec<&Entries> = chunk.iter().map(|&id| &cache[id]).collect();
+        let entries = chunk.iter().map(|&id| cache.entries(id)).collect::<Result<Vec<_>>>()?;
+        let entries: Vec<&Vec<Vec<u8>>> = entries.iter().map(|entries| &**entries).collect();
         sum += runtime.train_cached(&packed, &entries, 0.0, false).await?;
         labels += packed.classes.len();
     }

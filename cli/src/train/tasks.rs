@@ -1,12 +1,15 @@
 //! Encoders with a trained head and encoder-decoder models, by every method: one loop over epochs.
 
+use super::cache::Cache as Kept;
 use super::full::{full_config, write_model};
 use super::side::SideOptions;
 use super::tuned::{Cache, inserts};
 use super::{Job, Method, Task, epochs, write_json, write_result};
+use crate::generate::Beside;
 use crate::model::{Model, WeightFormat, refuse_packed};
 use anyhow::{Result, bail, ensure};
 use barycenter_core::order::SampleOrder;
+use barycenter_engine::backbone::Backbone;
 use barycenter_engine::chains::{Chains, ChainsConfig};
 use barycenter_engine::heads::{fresh_parts, trained_head};
 use barycenter_engine::lora::PeftConfig;
@@ -20,6 +23,7 @@ use barycenter_engine::tune::{Inserts, Tuner};
 use barycenter_model::dataset::Goal;
 use barycenter_model::families::bert::CLASSIFIER_CLASS;
 use barycenter_model::metrics::{accuracy, f1_binary, f1_macro, pearson, perplexity, spearman};
+use barycenter_model::names::Parts;
 use barycenter_model::{HeadKind, ModelConfig, Overlay, TensorSource, Weights, names};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -116,7 +120,7 @@ impl Training {
     async fn prepare(&mut self, job: &Job<'_>) -> Result<()> {
         if let Self::Version2(trainer) = self {
             let first = &job.data.samples[..job.data.train.min(SideV2Trainer::FIT_SAMPLES)];
-            trainer.fit(first.chunks(job.spec.batch as usize).map(MicroBatch::of), &no_yield()).await?;
+            trainer.fit(first.chunks(job.micro_batch()).map(MicroBatch::of), &no_yield()).await?;
         }
         Ok(())
     }
@@ -129,6 +133,25 @@ impl Training {
             Self::Parallel(trainer, _) => Ok(trainer.fill(batch, &no_yield()).await?),
             Self::Version2(trainer) => Ok(trainer.fill(batch, &no_yield()).await?),
         }
+    }
+
+    /// Share of held-out questions answered exactly, and the first answer; a model that was dropped for its cache is loaded
+    /// again for them.
+    async fn answers(&self, job: &Job<'_>, weights: &mut Source) -> Result<(f64, String)> {
+        let (model, beside) = match self {
+            Self::Full(trainer) => (&trainer.model, Beside::Nothing),
+            Self::Tuned(tuner) => (&tuner.model, Beside::Nothing),
+            Self::Parallel(trainer, _) => (&trainer.model, Beside::Chains(&trainer.chains)),
+            Self::Version2(_) => bail!("parallel adapters of version 2 give classes or numbers, and answer no prompts"),
+        };
+        if model.embeddings.is_some() {
+            return job.answers(model, beside).await;
+        }
+        let mut whole = Backbone::load(&job.device, &job.config, weights, &Parts::all(&job.config))?;
+        if let Self::Tuned(tuner) = self {
+            tuner.inserts.attach(&mut whole);
+        }
+        job.answers(&whole, beside).await
     }
 
     /// Frees the frozen layers that the cache stands for.
@@ -166,22 +189,30 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let mut weights = Overlay::new(fresh_parts(config, &below, spec.seed), below);
     device.reset_peak();
     let mut training = Training::start(job, &mut weights)?;
-    let mut cache: Option<Vec<SampleEntries>> = None;
+    let asks = !data.questions.is_empty();
+    let before = if asks { Some(training.answers(job, &mut weights).await?) } else { None };
+    if asks {
+        device.reset_peak();
+    }
+    let mut cache = None;
     let (mut fill_seconds, mut fill_peak) = (0.0, 0);
     let began = Instant::now();
     training.prepare(job).await?;
     if training.is_cached(options.cache) {
-        let mut entries = Vec::with_capacity(data.samples.len());
-        for samples in data.samples.chunks(spec.batch as usize) {
-            entries.extend(training.fill(&MicroBatch::of(samples)).await?);
+        let kept = cache.insert(Kept::new(data.samples.len(), options.cache_dir.as_deref()).await?);
+        let mut sample = 0;
+        for samples in data.samples.chunks(job.micro_batch()) {
+            for entries in training.fill(&MicroBatch::of(samples)).await? {
+                kept.keep(sample, entries).await?;
+                sample += 1;
+            }
         }
-        cache = Some(entries);
         (fill_seconds, fill_peak) = (began.elapsed().as_secs_f64(), device.memory().peak_bytes);
         training.drop_frozen(&mut weights)?;
         device.reset_peak();
         println!("frozen layers run once in {fill_seconds:.2} s");
     }
-    let cache = cache.as_deref();
+    let cache = cache.as_ref();
     let order = SampleOrder::of(spec);
     let (mut losses, mut rows) = (Vec::new(), Vec::new());
     println!("epoch  seconds    loss  held-out");
@@ -195,29 +226,37 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         rows.push(report);
     }
     let peak = device.memory().peak_bytes;
-    let cache_bytes = epochs::cache_bytes(cache);
     match cache {
-        Some(_) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, peak as f64 / 1e6, cache_bytes as f64 / 1e6),
+        Some(cache) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; {}", fill_peak as f64 / 1e6, peak as f64 / 1e6, cache.size()),
         None => println!("peak memory: {:.1} MB", peak as f64 / 1e6),
     }
+    let eval = match before {
+        Some((before, example_base)) => {
+            let (after, example) = training.answers(job, &mut weights).await?;
+            println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
+            job.print_example(&example_base, &example);
+            json!({ "before": before, "after": after })
+        }
+        None => Value::Null,
+    };
     if let Some(folder) = &options.out {
         write(job, &training, &mut weights, folder).await?;
     }
     if let Some(path) = &options.json {
         write_json(path, &json!({
-            "losses": losses, "epochs": rows, "fill_seconds": fill_seconds, "cache_bytes": cache_bytes,
-            "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": peak
+            "losses": losses, "epochs": rows, "fill_seconds": fill_seconds, "cache_bytes": cache.map_or(0, Kept::bytes),
+            "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": peak, "eval": eval
         }))?;
     }
     Ok(())
 }
 
 /// Mean held-out loss, and how good the answers are.
-async fn evaluate(job: &Job<'_>, trainer: &dyn Trainer, cache: Option<&[SampleEntries]>) -> Result<(f64, Vec<(&'static str, f64)>)> {
+async fn evaluate(job: &Job<'_>, trainer: &dyn Trainer, cache: Option<&Kept>) -> Result<(f64, Vec<(&'static str, f64)>)> {
     let data = &job.data;
     let (mut sum, mut labels, mut rows) = (0.0, 0, Vec::new());
     for (ids, batch) in epochs::held_out(job) {
-        let cached = epochs::entries_of(cache, &ids);
+        let cached = epochs::entries_of(cache, &ids)?;
         if data.goal.is_some() {
             let (loss, outputs) = trainer::answers(trainer, &batch, cached.as_deref(), &no_yield()).await?;
             sum += loss;

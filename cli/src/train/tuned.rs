@@ -1,7 +1,9 @@
 //! LoRA and bottleneck adapters: through the whole model, or its last layers from one cached boundary.
 
+use super::cache::Cache as Kept;
 use super::{Job, Method, epochs, write_result, write_json};
 use crate::adapter::{Adapter, read_lora};
+use crate::generate::Beside;
 use anyhow::{Result, ensure};
 use barycenter_core::order::SampleOrder;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
@@ -61,34 +63,36 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let order = SampleOrder::of(spec);
     device.reset_peak();
     let mut tuner = Tuner::load(device, config, &mut weights, inserts, job.training(LEARNING_RATE))?;
-    let (before, example_base) = job.answers(&tuner.model, None).await?;
+    let (before, example_base) = job.answers(&tuner.model, Beside::Nothing).await?;
     device.reset_peak();
     let dtype = options.cache.unwrap_or(Cache::None).dtype();
-    let mut cache: Option<Vec<SampleEntries>> = None;
+    let mut cache = None;
     let (mut fill_seconds, mut fill_peak) = (0.0, 0);
     if let Some(dtype) = dtype {
         let began = Instant::now();
         tuner.boundary_dtype = dtype;
-        let mut entries = Vec::with_capacity(data.samples.len());
-        for samples in data.samples.chunks(spec.batch as usize) {
-            let boundaries = tuner.boundary(&MicroBatch::of(samples), dtype, &no_yield()).await?;
-            entries.extend(boundaries.into_iter().map(|boundary| SampleEntries::new(vec![boundary])));
+        let kept = cache.insert(Kept::new(data.samples.len(), options.cache_dir.as_deref()).await?);
+        let mut sample = 0;
+        for samples in data.samples.chunks(job.micro_batch()) {
+            for boundary in tuner.boundary(&MicroBatch::of(samples), dtype, &no_yield()).await? {
+                kept.keep(sample, SampleEntries::new(vec![boundary])).await?;
+                sample += 1;
+            }
         }
-        cache = Some(entries);
         fill_seconds = began.elapsed().as_secs_f64();
         fill_peak = device.memory().peak_bytes;
         tuner.drop_prefix(&mut weights)?;
         device.reset_peak();
         println!("frozen layers run once in {fill_seconds:.2} s");
     }
-    let cache = cache.as_deref();
+    let cache = cache.as_ref();
     let (mut losses, mut rows) = (Vec::new(), Vec::new());
     println!("epoch  seconds    loss  held-out");
     for epoch in 0..spec.epochs {
         let (seconds, loss) = epochs::train(job, &mut tuner, cache, &order.epoch(epoch), &mut losses).await?;
         let (mut held_out, mut labels) = (0.0, 0);
         for (ids, batch) in epochs::held_out(job) {
-            held_out += trainer::loss(&tuner, &batch, epochs::entries_of(cache, &ids).as_deref(), None, &no_yield()).await?;
+            held_out += trainer::loss(&tuner, &batch, epochs::entries_of(cache, &ids)?.as_deref(), None, &no_yield()).await?;
             labels += batch.classes.len();
         }
         let held_out = held_out / labels.max(1) as f64;
@@ -96,9 +100,8 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
         rows.push(json!({ "epoch": epoch, "seconds": seconds, "loss": loss, "held_out_loss": held_out }));
     }
     let train_peak = device.memory().peak_bytes;
-    let cache_bytes = epochs::cache_bytes(cache);
-    match dtype {
-        Some(_) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; cache {:.1} MB", fill_peak as f64 / 1e6, train_peak as f64 / 1e6, cache_bytes as f64 / 1e6),
+    match cache {
+        Some(cache) => println!("peak memory: {:.1} MB while filling, {:.1} MB while training from the cache; {}", fill_peak as f64 / 1e6, train_peak as f64 / 1e6, cache.size()),
         None => println!("peak memory: {:.1} MB", train_peak as f64 / 1e6),
     }
 
@@ -112,7 +115,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     };
     let model = Adapter::parse(&adapter)?.whole_model(device, config, &mut weights, |name| tensors.get(name).cloned())?;
     drop(tuner);
-    let (after, example) = job.answers(&model, None).await?;
+    let (after, example) = job.answers(&model, Beside::Nothing).await?;
     println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
     job.print_example(&example_base, &example);
     if let Some(folder) = &options.out {
@@ -120,7 +123,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     }
     if let Some(path) = &options.json {
         write_json(path, &json!({
-            "losses": losses, "epochs": rows, "fill_seconds": fill_seconds, "cache_bytes": cache_bytes, "fill_peak_memory_bytes": fill_peak,
+            "losses": losses, "epochs": rows, "fill_seconds": fill_seconds, "cache_bytes": cache.map_or(0, Kept::bytes), "fill_peak_memory_bytes": fill_peak,
             "train_peak_memory_bytes": train_peak, "eval": { "before": before, "after": after }
         }))?;
     }
@@ -132,10 +135,16 @@ pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
     let Job { options, device, config, spec, .. } = job;
     let two_stacks = config.encoder.is_some();
     ensure!(options.cache != Some(Cache::Int8), "--cache int8 is for parallel adapters: a cached boundary is kept as f16 or f32");
-    ensure!(!two_stacks || (options.last_layers.is_none() && options.cache.is_none_or(|cache| cache == Cache::None)), "--last-layers and --cache are for models of one stack: this {} has an encoder and a decoder", config.family.model_type());
+    let is_cached = options.cache.is_some_and(|cache| cache != Cache::None);
     let last = options.last_layers.unwrap_or(config.layers);
     ensure!((1..=config.layers).contains(&last), "--last-layers {last} must be 1 to {}, the layers of the model", config.layers);
-    ensure!(options.cache.is_none_or(|cache| cache == Cache::None) || last < config.layers || options.resume_adapter.is_some(), "--cache needs --last-layers below {}: with all layers trained there is no frozen prefix", config.layers);
+    if two_stacks {
+        let family = config.family.model_type();
+        ensure!(options.method == Method::Lora || (options.last_layers.is_none() && !is_cached), "--last-layers and --cache are for LoRA on models of an encoder and a decoder such as this {family}, whose adapters stand in both: choose --method lora, or leave them out");
+        ensure!(!is_cached || options.last_layers.is_some() || options.resume_adapter.is_some(), "--cache needs --last-layers: LoRA in both stacks of this {family} leaves no frozen prefix");
+    } else {
+        ensure!(!is_cached || last < config.layers || options.resume_adapter.is_some(), "--cache needs --last-layers below {}: with all layers trained there is no frozen prefix", config.layers);
+    }
     let layers = match &config.encoder {
         Some(encoder) => 0..config.layers.max(encoder.layers),
         None => config.layers - last..config.layers,
@@ -155,10 +164,12 @@ pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
         alpha: options.alpha.unwrap_or(2.0 * options.rank as f64),
         rank_stabilised: false,
         targets: options.targets.clone(),
-        layers: options.last_layers.map(|_| layers.collect()),
+        layers: options.last_layers.filter(|_| !two_stacks).map(|_| layers.collect()),
         patterns: Patterns::default(),
     };
-    if lora.targets.iter().any(|target| target == "all-linear") {
+    if let (Some(last), true) = (options.last_layers, two_stacks) {
+        lora = lora.in_last_of_decoder(config, last)?;
+    } else if lora.targets.iter().any(|target| target == "all-linear") {
         // PEFT does not know the word beside chosen layers: its file gets the names.
         let names: BTreeSet<String> = lora_modules(config, &lora)?.iter().map(|module| target_name(config, &module.name)).collect();
         lora.targets = names.into_iter().collect();

@@ -18,7 +18,7 @@ use crate::tape::{AttentionContext, Tape, Var, YieldHook};
 use crate::tensor::{Device, Tensor};
 use barycenter_model::names::{self, Parts};
 use barycenter_model::{ModelConfig, TensorSource};
-use positions::bias_by_distance;
+pub(crate) use positions::bias_by_distance;
 use source::{Frozen, ParameterSource, PartlyTrained};
 use std::ops::Range;
 
@@ -142,15 +142,11 @@ impl Backbone {
     /// Applies the stage's `index`-th layer, which may attend to an encoder's output.
     pub fn layer_across(&self, tape: &Tape, index: usize, x: &Var, batch: &DeviceBatch, memory: Option<&Memory>) -> Result<Var, EngineError> {
         let context = self_attention(tape, &self.config, self.relative_bias.as_ref(), batch, self.range.start + index);
-        self.apply(tape, index, x, &batch.positions, &mut OwnKeys(context), memory)
+        self.layer_with(tape, index, x, &batch.positions, &mut OwnKeys(context), memory)
     }
 
-    /// Applies the stage's `index`-th layer with keys that may come from a cache.
-    pub fn layer_with(&self, tape: &Tape, index: usize, x: &Var, positions: &Tensor, keys: &mut dyn Keys) -> Result<Var, EngineError> {
-        self.apply(tape, index, x, positions, keys, None)
-    }
-
-    fn apply(
+    /// Applies the stage's `index`-th layer with keys that may come from a cache; it may attend to an encoder's output.
+    pub fn layer_with(
         &self,
         tape: &Tape,
         index: usize,
@@ -207,19 +203,21 @@ impl Backbone {
         self.encode(tape, source, batch).map(Some)
     }
 
-    /// Hidden states `[tokens, width]` behind the last layer held, from token ids or from `start`, the rows that enter the
-    /// layer held with that index. Others get a turn after each layer.
+    /// Hidden states `[tokens, width]` behind the last layer held, from token ids or from where another pass ended. Others get
+    /// a turn after each layer.
     ///
     /// # Errors
     /// If there is no start and the embedding is not held; those of [`Backbone::memory`].
-    pub async fn run(&self, tape: &Tape, batch: &DeviceBatch, start: Option<(Var, usize)>, hook: &YieldHook) -> Result<Var, EngineError> {
-        let memory = self.memory(tape, batch)?;
+    pub async fn run(&self, tape: &Tape, batch: &DeviceBatch, start: Option<Start>, hook: &YieldHook) -> Result<Var, EngineError> {
         let missing = || EngineError::BadStage("its frozen prefix was dropped: batches must come with their cached boundary".into());
-        let (mut x, first) = match start {
+        let Start { rows: mut x, layer, memory } = match start {
             Some(start) => start,
-            None => (self.embed(tape, batch).ok_or_else(missing)?, 0),
+            None => {
+                let memory = self.memory(tape, batch)?;
+                Start { rows: self.embed(tape, batch).ok_or_else(missing)?, layer: 0, memory }
+            }
         };
-        for index in first..self.layers.len() {
+        for index in layer..self.layers.len() {
             x = self.layer_across(tape, index, &x, batch, memory.as_ref())?;
             self.device.submit();
             hook().await;
@@ -237,6 +235,16 @@ impl Backbone {
         }
         Ok(())
     }
+}
+
+/// Where a pass goes on that has been through the layers before.
+pub struct Start {
+    /// What enters the layer, `[tokens, width]`.
+    pub rows: Var,
+    /// The layer's index among those held.
+    pub layer: usize,
+    /// What the decoder of an encoder-decoder model attends to.
+    pub memory: Option<Memory>,
 }
 
 /// Attention of each sequence to itself in a layer (from 0), with the bias by distance of a `table` `[buckets, heads]`.

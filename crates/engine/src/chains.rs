@@ -123,11 +123,18 @@ impl Chains {
         Ok(named)
     }
 
+    /// The chain whose output is added: that of the only stack, or of the decoder.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn last(&self) -> Result<&Side, EngineError> {
+        self.chains.last().ok_or_else(no_chain)
+    }
+
     /// `out` (DESIGN §4) at the labelled rows of a batch, `[labelled, width]`.
     pub async fn output(&self, tape: &Tape, taps: &Taps, batch: &DeviceBatch, hook: &YieldHook) -> Result<Var, EngineError> {
-        let none = || EngineError::BadStage("there is no side network".into());
-        let (side, encoder) = self.chains.split_last().ok_or_else(none)?;
-        let (side_taps, encoder_taps) = taps.stacks.split_last().ok_or_else(none)?;
+        let (side, encoder) = self.chains.split_last().ok_or_else(no_chain)?;
+        let (side_taps, encoder_taps) = taps.stacks.split_last().ok_or_else(no_chain)?;
         let memory = match (encoder.first(), encoder_taps.first(), &batch.encoder) {
             (Some(encoder), Some(taps), Some(source)) => {
                 let a = ascend(encoder, tape, taps, source, None, hook).await?;
@@ -138,37 +145,34 @@ impl Chains {
         let a = ascend(side, tape, side_taps, batch, memory.as_ref(), hook).await?;
         side.finish(tape, &tape.gather_rows(&a, &batch.labelled_rows), &taps.base, &taps.rho)
     }
+}
 
-    /// What decoder and side decoder attend to, of an encoder-decoder model: the normed ends of encoder and its chain,
-    /// `[tokens, width]` and `[tokens, side width]`.
-    pub(crate) async fn encode(&self, model: &Backbone, source: &DeviceBatch, hook: &YieldHook) -> Result<(Var, Var), EngineError> {
-        let none = || EngineError::BadStage("it has no encoder with a side network".into());
-        let ([side, _], Some(encoder)) = (self.chains.as_slice(), &model.encoder) else { return Err(none()) };
-        let head = encoder.head.as_ref().ok_or_else(none)?;
-        let tape = Tape::computing(model.device());
-        let (taps, hidden, _) = climb(encoder, &side.layout.config().taps, &tape, source, None, hook).await?;
-        let a = ascend(side, &tape, &taps, source, None, hook).await?;
-        Ok((head.normed(&tape, &hidden), side.normed(&tape, &a)?))
-    }
+/// What decoding attends to of sources on the device: the encoder's normed end `[source tokens, width]` and, with chains,
+/// that of the side encoder.
+///
+/// # Errors
+/// If there is no encoder, or no chain for it.
+pub(crate) async fn encode(
+    model: &Backbone,
+    chains: Option<&Chains>,
+    source: &DeviceBatch,
+    hook: &YieldHook,
+) -> Result<(Var, Option<Var>), EngineError> {
+    let tape = Tape::computing(model.device());
+    let encoder = model.encoder.as_deref().ok_or_else(|| EngineError::BadStage("it holds no encoder".into()))?;
+    let head = encoder.head.as_ref().ok_or_else(|| EngineError::BadStage("its encoder has no end".into()))?;
+    let side = chains.map(|chains| chains.chains.first().filter(|_| chains.chains.len() == 2).ok_or_else(no_chain)).transpose()?;
+    let wanted = side.map(|side| side.layout.config().taps.as_slice()).unwrap_or_default();
+    let (taps, hidden, _) = climb(encoder, wanted, &tape, source, None, hook).await?;
+    let beside = match side {
+        Some(side) => Some(side.normed(&tape, &ascend(side, &tape, &taps, source, None, hook).await?)?),
+        None => None,
+    };
+    Ok((head.normed(&tape, &hidden), beside))
+}
 
-    /// `out` at the labelled rows of a decoder's batch, `[labelled, width]`, where the encoder has run ([`Chains::encode`]).
-    pub(crate) async fn decode(
-        &self,
-        model: &Backbone,
-        (encoded, side_encoded): &(Var, Var),
-        batch: &DeviceBatch,
-        source: &DeviceBatch,
-        hook: &YieldHook,
-    ) -> Result<Var, EngineError> {
-        let side = self.chains.last().ok_or_else(|| EngineError::BadStage("there is no side network".into()))?;
-        let tape = Tape::computing(model.device());
-        let memory = Memory { hidden: encoded.clone(), context: cross_attention(&model.config, batch, source) };
-        let (taps, hidden, rho) = climb(model, &side.layout.config().taps, &tape, batch, Some(&memory), hook).await?;
-        let memory = Memory { hidden: side_encoded.clone(), context: cross_attention(side.model(), batch, source) };
-        let a = ascend(side, &tape, &taps, batch, Some(&memory), hook).await?;
-        let (base, rho) = labelled_end(&tape, &hidden, &rho, batch);
-        side.finish(&tape, &tape.gather_rows(&a, &batch.labelled_rows), &base, &rho)
-    }
+fn no_chain() -> EngineError {
+    EngineError::BadStage("there is no side network for each of the model's stacks".into())
 }
 
 /// The last `a` of a chain.
@@ -199,16 +203,10 @@ impl Taps {
         }
         let (taps, hidden, rho) = climb(model, wanted(), &tape, batch, memory.as_ref(), hook).await?;
         stacks.push(taps);
-        let (base, rho) = labelled_end(&tape, &hidden, &rho, batch);
-        Ok(Self { stacks, base, rho })
+        let rows = &batch.labelled_rows;
+        let rho = tape.gather_rows(&Var::constant(rho.reshaped(&[rho.len(), 1])), rows).value;
+        Ok(Self { stacks, base: tape.gather_rows(&hidden, rows).value, rho: rho.reshaped(&[rows.len()]) })
     }
-}
-
-/// b_L `[labelled, width]` and its root mean square `[labelled]` at the labelled rows.
-fn labelled_end(tape: &Tape, hidden: &Var, rho: &Tensor, batch: &DeviceBatch) -> (Tensor, Tensor) {
-    let rows = &batch.labelled_rows;
-    let rho = tape.gather_rows(&Var::constant(rho.reshaped(&[rho.len(), 1])), rows).value;
-    (tape.gather_rows(hidden, rows).value, rho.reshaped(&[rows.len()]))
 }
 
 /// The scaled taps of a stack with these numbers, what leaves its last layer, and the root mean square of that.

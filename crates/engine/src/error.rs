@@ -52,8 +52,8 @@ pub enum EngineError {
     /// An adapter that no GGUF file can hold.
     #[error("the adapter cannot be written as GGUF: {0}")]
     NotForGguf(String),
-    /// A stage of the swarm, or decoding, with a family for which it is not there.
-    #[error("models of the family `{model_type}` are trained on one computer only and do not answer prompts yet: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2")]
+    /// A stage of the swarm, or decoding from a prompt, with a family for which it is not there.
+    #[error("models of the family `{model_type}` are trained on one computer only and continue no prompts: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2")]
     NotADecoder {
         /// What `model_type` says.
         model_type: &'static str,

@@ -1,17 +1,20 @@
 //! Greedy decoding with a key/value cache, a batch of prompts at once, by the base model or with its side network.
-
-mod targets;
-
-pub use targets::generate_targets;
+//!
+//! Of an encoder-decoder model the encoder runs once over its sources; the keys and values that each layer of the decoder
+//! makes of its output are kept beside those of the answers.
 
 use crate::EngineError;
-use crate::backbone::{Backbone, Keys};
+use crate::backbone::{Backbone, Keys, Memory, bias_by_distance};
+use crate::chains::{self, Chains};
 use crate::loss::greedy;
-use crate::packed::{MicroBatch, Sequence, attention_shape};
+use crate::op::AttentionShape;
+use crate::packed::{DeviceBatch, MicroBatch, Sequence, attention_shape};
 use crate::side::Side;
 use crate::tape::{AttentionContext, Tape, Var, YieldHook};
 use crate::tensor::{Device, Tensor};
 use barycenter_model::ModelConfig;
+use std::cell::OnceCell;
+use std::ops::Range;
 
 /// Prompts whose caches together hold at most this many tokens are decoded at once.
 const BATCH_TOKENS: usize = 1 << 14;
@@ -37,31 +40,61 @@ pub async fn generate(
     options: &GenerateOptions,
     hook: &YieldHook,
 ) -> Result<Vec<Vec<u32>>, EngineError> {
+    Backbone::check_decoder(&model.config)?;
     let max_positions = model.config.max_positions;
     if let Some(prompt) = prompts.iter().find(|prompt| prompt.len() > max_positions) {
         return Err(EngineError::BadBatch(format!("a prompt of {} tokens exceeds the model's {max_positions}", prompt.len())));
     }
     let mut results = Vec::new();
     for now in batches(prompts, options) {
-        results.extend(Decoder::new(model, side, now, options)?.run(now, options, hook).await?);
+        results.extend(Decoder::new(model, side, now, None, options).run(now, options, hook).await?);
     }
     Ok(results)
 }
 
-/// Prompts that are decoded at once.
-fn batches<'a>(prompts: &'a [Vec<u32>], options: &GenerateOptions) -> Vec<&'a [Vec<u32>]> {
-    let (mut list, mut rest) = (Vec::new(), prompts);
-    while !rest.is_empty() {
+/// The tokens that an encoder-decoder model gives for each source, behind the decoder's start token. A first token that the
+/// model's config forces is part of them.
+///
+/// # Errors
+/// If a source is empty, too long for the model, or has a token outside the vocabulary; if `model` is not whole, has no
+/// encoder or no start token; if the device fails.
+pub async fn generate_from(
+    model: &Backbone,
+    chains: Option<&Chains>,
+    sources: &[Vec<u32>],
+    options: &GenerateOptions,
+    hook: &YieldHook,
+) -> Result<Vec<Vec<u32>>, EngineError> {
+    let encoder = model.config.encoder.as_ref().ok_or_else(|| EngineError::BadStage("it holds no encoder".into()))?;
+    let start = model.config.decoder_start.ok_or_else(|| EngineError::BadStage("config.json gives its decoder no start token".into()))?;
+    let side = chains.map(Chains::last).transpose()?;
+    let mut results = Vec::new();
+    for now in batches(sources, options) {
+        let sequences: Vec<_> = now.iter().map(|ids| Sequence { ids: ids.clone(), labels: Vec::new() }).collect();
+        let batch = MicroBatch::pack(&sequences);
+        batch.check(encoder)?;
+        let (hidden, beside) = chains::encode(model, chains, &DeviceBatch::new(model.device(), &batch), hook).await?;
+        let source = Source { hidden, beside, segments: batch.segments };
+        let prompts = vec![vec![start]; now.len()];
+        results.extend(Decoder::new(model, side, &prompts, Some(source), options).run(&prompts, options, hook).await?);
+    }
+    Ok(results)
+}
+
+/// Prompts in their order, as many at once as [`BATCH_TOKENS`] allows, at least one.
+fn batches<'a>(prompts: &'a [Vec<u32>], options: &GenerateOptions) -> impl Iterator<Item = &'a [Vec<u32>]> {
+    let mut rest = prompts;
+    std::iter::from_fn(move || {
         let mut tokens = 0;
         let fits = |prompt: &&Vec<u32>| {
             tokens += prompt.len() + options.max_new_tokens;
             tokens <= BATCH_TOKENS
         };
-        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-        list.push(now);
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (now, later) = rest.split_at(count);
         rest = later;
-    }
-    list
+        (!now.is_empty()).then_some(now)
+    })
 }
 
 /// Caches of a batch of prompts.
@@ -71,15 +104,49 @@ struct Decoder<'a> {
     device: Device,
     layers: Vec<LayerCache>,
     steps: Vec<LayerCache>,
+    /// Biases by distance of the model and of the side network ([`bias_by_distance`]).
+    biases: [Option<(Var, u32)>; 2],
     /// First cache row of each prompt.
     starts: Vec<usize>,
     rows: usize,
+    source: Option<Source>,
 }
 
 /// Rotated keys and values of one layer, `[rows, kv_heads · head_dim]`.
 struct LayerCache {
     k: Tensor,
     v: Tensor,
+    /// Those of the sources, `[source tokens, kv_heads · head_dim]`, from the first pass on.
+    across: OnceCell<(Var, Var)>,
+}
+
+/// What the encoder made of the sources.
+struct Source {
+    /// Its normed end, `[source tokens, width]`.
+    hidden: Var,
+    /// That of the side encoder.
+    beside: Option<Var>,
+    /// The rows of each source.
+    segments: Vec<Range<usize>>,
+}
+
+impl Source {
+    /// What the queries at these rows attend to, each with the number of its prompt.
+    fn memories(&self, device: &Device, model: &ModelConfig, side: Option<&Side>, queries: &[(usize, Range<usize>)]) -> [Option<Memory>; 2] {
+        let words = |(prompt, rows): &(usize, Range<usize>)| {
+            let source = &self.segments[*prompt];
+            [rows.start, rows.end, source.start, source.end].map(|x| x as u32)
+        };
+        let table = Tensor::from_u32(device, &queries.iter().flat_map(words).collect::<Vec<_>>());
+        let rows = queries.iter().map(|(_, rows)| rows.len() as u32).sum();
+        let memory = |config: &ModelConfig, hidden: &Var| {
+            let shape = attention_shape(config, 0, queries.len(), rows, hidden.value.rows() as u32);
+            let shape = AttentionShape { causal: false, window: 0, ..shape };
+            Memory { hidden: hidden.clone(), context: AttentionContext { table: table.clone(), bias: None, shape } }
+        };
+        let beside = self.beside.as_ref().zip(side).map(|(hidden, side)| memory(side.model(), hidden));
+        [Some(memory(model, &self.hidden)), beside]
+    }
 }
 
 /// A prompt that is not finished.
@@ -91,8 +158,7 @@ struct Active {
 }
 
 impl<'a> Decoder<'a> {
-    fn new(model: &'a Backbone, side: Option<&'a Side>, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<Self, EngineError> {
-        Backbone::check_decoder(&model.config)?;
+    fn new(model: &'a Backbone, side: Option<&'a Side>, prompts: &[Vec<u32>], source: Option<Source>, options: &GenerateOptions) -> Self {
         let device = model.device().clone();
         let mut rows = 0;
         let starts = prompts.iter().map(|prompt| {
@@ -103,11 +169,15 @@ impl<'a> Decoder<'a> {
         let starts = starts.collect();
         let cache = |config: &ModelConfig| {
             let [k, v] = [(); 2].map(|()| Tensor::zeros(&device, &[rows, config.kv_width()]));
-            LayerCache { k, v }
+            LayerCache { k, v, across: OnceCell::new() }
         };
         let layers = model.layers.iter().map(|_| cache(&model.config)).collect();
         let steps = side.iter().flat_map(|side| side.layout.steps().map(|_| cache(side.model()))).collect();
-        Ok(Self { model, side, layers, steps, starts, rows, device })
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + options.max_new_tokens;
+        let tape = Tape::computing(&device);
+        let bias = |config: &ModelConfig, table: Option<&Var>| table.and_then(|table| bias_by_distance(&tape, config, table, longest));
+        let biases = [bias(&model.config, model.relative_bias()), side.and_then(|side| bias(side.model(), side.relative_bias()))];
+        Self { model, side, layers, steps, biases, starts, rows, source, device }
     }
 
     async fn run(&self, prompts: &[Vec<u32>], options: &GenerateOptions, hook: &YieldHook) -> Result<Vec<Vec<u32>>, EngineError> {
@@ -115,6 +185,9 @@ impl<'a> Decoder<'a> {
         if options.max_new_tokens == 0 {
             return Ok(results);
         }
+        let config = &self.model.config;
+        // A bias by distance has no end; other decoders have a context.
+        let max_positions = if config.encoder.is_some() { config.position_limit().unwrap_or(usize::MAX) } else { config.max_positions };
         let sequences: Vec<_> = prompts.iter().map(|ids| Sequence { ids: ids.clone(), labels: Vec::new() }).collect();
         let batch = MicroBatch::pack(&sequences);
         batch.check(&self.model.config)?;
@@ -125,13 +198,14 @@ impl<'a> Decoder<'a> {
             let mut chosen_now = chosen.into_iter();
             active.retain_mut(|active| {
                 let Some(token) = chosen_now.next() else { return false };
+                let token = self.forced(results[active.prompt].len(), options).unwrap_or(token);
                 if options.stop.contains(&token) {
                     return false;
                 }
                 let result = &mut results[active.prompt];
                 result.push(token);
                 active.last = token;
-                result.len() < options.max_new_tokens && active.len < self.model.config.max_positions
+                result.len() < options.max_new_tokens && active.len < max_positions
             });
             if active.is_empty() {
                 return Ok(results);
@@ -140,6 +214,13 @@ impl<'a> Decoder<'a> {
             active.iter_mut().for_each(|active| active.len += 1);
             hook().await;
         }
+    }
+
+    /// The token that must stand behind `count` others, where the model's config forces one.
+    fn forced(&self, count: usize, options: &GenerateOptions) -> Option<u32> {
+        let config = &self.model.config;
+        let last = config.forced_last.filter(|_| count + 1 == options.max_new_tokens);
+        last.or(config.forced_first.filter(|_| count == 0))
     }
 
     /// All prompts at once; returns the token that follows each.
@@ -152,7 +233,7 @@ impl<'a> Decoder<'a> {
             positions: u32s(&batch.positions),
             cache_rows: u32s(&rows.map(|row| row as u32).collect::<Vec<_>>()),
             table: u32s(&table.collect::<Vec<_>>()),
-            segments: batch.segments.len(),
+            queries: batch.segments.iter().cloned().enumerate().collect(),
             keys: batch.tokens(),
             from_cache: false,
         };
@@ -171,7 +252,7 @@ impl<'a> Decoder<'a> {
             positions: u32s(active.iter().map(|active| active.len).collect()),
             cache_rows: u32s(active.iter().map(|active| start(active) + active.len).collect()),
             table: u32s(active.iter().enumerate().flat_map(row).collect()),
-            segments: active.len(),
+            queries: active.iter().enumerate().map(|(at, active)| (active.prompt, at..at + 1)).collect(),
             keys: self.rows,
             from_cache: true,
         };
@@ -187,15 +268,18 @@ impl<'a> Decoder<'a> {
             Some(side) => Some((side, side.start(&tape, &tape.tap_scale(&x.value).0)?)),
             None => None,
         };
+        let memories = self.source.as_ref().map(|source| source.memories(&self.device, &self.model.config, self.side, &pass.queries));
+        let [memory, beside] = memories.unwrap_or_default();
+        let [bias, side_bias] = &self.biases;
         for (index, cache) in self.layers.iter().enumerate() {
-            let mut keys = pass.keys(cache, &self.model.config, index);
-            x = self.model.layer_with(&tape, index, &x, &pass.positions, &mut keys)?;
+            let mut keys = pass.keys(cache, &self.model.config, index, bias.as_ref());
+            x = self.model.layer_with(&tape, index, &x, &pass.positions, &mut keys, memory.as_ref())?;
             if let Some((side, a)) = &mut a
                 && let Some(step) = side.layout.step_after_layer(index)
             {
                 let tap = tape.tap_scale(&x.value).0;
-                let mut keys = pass.keys(&self.steps[step - 1], side.model(), side.layout.layer(step));
-                *a = side.step_with(&tape, step, a, &tap, &pass.positions, &mut keys)?;
+                let mut keys = pass.keys(&self.steps[step - 1], side.model(), side.layout.layer(step), side_bias.as_ref());
+                *a = side.step_with(&tape, step, a, &tap, &pass.positions, &mut keys, beside.as_ref())?;
             }
             self.device.submit();
         }
@@ -216,7 +300,8 @@ struct Pass {
     /// Where each new token's key and value go.
     cache_rows: Tensor,
     table: Tensor,
-    segments: usize,
+    /// The new tokens of each prompt, with its number.
+    queries: Vec<(usize, Range<usize>)>,
     /// Key rows the table points into.
     keys: usize,
     /// Whether the table points into the cache, or (first pass) at the new tokens themselves.
@@ -224,9 +309,10 @@ struct Pass {
 }
 
 impl Pass {
-    fn keys<'a>(&'a self, cache: &'a LayerCache, config: &ModelConfig, layer: usize) -> CachedKeys<'a> {
-        let shape = attention_shape(config, layer, self.segments, self.ids.len() as u32, self.keys as u32);
-        CachedKeys { pass: self, cache, context: AttentionContext { table: self.table.clone(), bias: None, shape } }
+    fn keys<'a>(&'a self, cache: &'a LayerCache, config: &ModelConfig, layer: usize, bias: Option<&(Var, u32)>) -> CachedKeys<'a> {
+        let shape = attention_shape(config, layer, self.queries.len(), self.ids.len() as u32, self.keys as u32);
+        let shape = AttentionShape { bias_zero: bias.map_or(0, |(_, zero)| *zero), ..shape };
+        CachedKeys { pass: self, cache, context: AttentionContext { table: self.table.clone(), bias: bias.map(|(bias, _)| bias.clone()), shape } }
     }
 }
 
@@ -254,6 +340,10 @@ impl Keys for CachedKeys<'_> {
             return (k, v, self.context.clone());
         }
         (k, v, self.context.clone())
+    }
+
+    fn across(&mut self, project: &dyn Fn() -> (Var, Var)) -> (Var, Var) {
+        self.cache.across.get_or_init(project).clone()
     }
 }
 

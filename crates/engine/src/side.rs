@@ -113,16 +113,17 @@ impl Side {
     /// [`Side::step`] of a side decoder, which attends to the end of a side encoder.
     pub fn step_across(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, batch: &DeviceBatch, memory: Option<&Memory>) -> Result<Var, EngineError> {
         let context = self_attention(tape, &self.model, self.relative_bias.as_ref(), batch, self.layout.layer(i));
-        self.apply(tape, i, a, tap, &batch.positions, &mut OwnKeys(context), memory)
+        self.step_with(tape, i, a, tap, &batch.positions, &mut OwnKeys(context), memory)
     }
 
-    /// [`Side::step`] with keys that may come from a cache.
-    pub fn step_with(&self, tape: &Tape, i: usize, a: &Var, tap: &Tensor, positions: &Tensor, keys: &mut dyn Keys) -> Result<Var, EngineError> {
-        self.apply(tape, i, a, tap, positions, keys, None)
+    /// The table of the bias by distance, `[buckets, heads]`: the chain's own or the model's, where there is one.
+    pub fn relative_bias(&self) -> Option<&Var> {
+        self.relative_bias.as_ref()
     }
 
+    /// [`Side::step_across`] with keys that may come from a cache.
     #[expect(clippy::too_many_arguments, reason = "what a layer needs and where it stands in the chain")]
-    fn apply(
+    pub fn step_with(
         &self,
         tape: &Tape,
         i: usize,

@@ -124,6 +124,28 @@ pub async fn step(trainer: &mut dyn Trainer, batch: &MicroBatch, cached: Option<
     clipped_update(trainer, loss, batch.tokens()).await
 }
 
+/// Some samples of a mini-batch that go through together, with the entries of each where they are cached.
+pub type Piece = (MicroBatch, Option<Vec<SampleEntries>>);
+
+/// One optimiser step on the mean loss of a mini-batch of so many labelled rows that goes through in pieces, whose gradients
+/// add up. A piece is made when its turn comes, and gone before the next.
+pub async fn step_in_pieces<E: From<EngineError>>(
+    trainer: &mut dyn Trainer,
+    labelled: usize,
+    pieces: impl IntoIterator<Item = Result<Piece, E>>,
+    hook: &YieldHook,
+) -> Result<StepReport, E> {
+    trainer.sets().iter().for_each(|set| set.zero_grads());
+    let factor = 1.0 / labelled.max(1) as f32;
+    let (mut sum, mut tokens) = (0.0, 0);
+    for piece in pieces {
+        let (batch, cached) = piece?;
+        sum += loss(trainer, &batch, cached.as_deref(), Some(factor), hook).await?;
+        tokens += batch.tokens();
+    }
+    Ok(clipped_update(trainer, (sum * f64::from(factor)) as f32, tokens).await?)
+}
+
 /// The step of the schedule with the gradients that are there, clipped; `loss` and `tokens` are for the report.
 pub(crate) async fn clipped_update(trainer: &mut dyn Trainer, loss: f32, tokens: usize) -> Result<StepReport, EngineError> {
     let grad_norm = grad_norm(&trainer.sets()).await?;

@@ -2,14 +2,15 @@
 //!
 //! No layer before the first trained one ever needs a gradient. What leaves them, the *boundary* `[tokens, width]`, is
 //! therefore the same in every epoch: [`Tuner::boundary`] computes it once, [`Tuner::drop_prefix`] frees those layers, and
-//! later epochs run only the layers behind it.
+//! later epochs run only the layers behind it. Of an encoder-decoder model nothing in the encoder may be trained then: the
+//! boundary is the encoder's normed end `[source tokens, width]` and, behind it, what leaves the decoder's frozen layers.
 
 use crate::EngineError;
-use crate::backbone::{Backbone, Head};
+use crate::backbone::{Backbone, Head, Memory, Start};
 use crate::bottleneck::Bottlenecks;
 use crate::cache_entry::CacheDtype;
 use crate::lora::{Lora, peft_saved_name};
-use crate::packed::{DeviceBatch, MicroBatch};
+use crate::packed::{DeviceBatch, MicroBatch, cross_attention};
 use crate::params::ParameterSet;
 use crate::tape::{Tape, Var, YieldHook};
 use crate::tensor::{Device, Tensor};
@@ -19,6 +20,7 @@ use barycenter_model::names::Parts;
 use barycenter_model::{ModelConfig, RawTensor, TensorSource};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What is trained.
 pub enum Inserts {
@@ -45,7 +47,16 @@ impl Inserts {
         }
     }
 
-    fn attach(&self, model: &mut Backbone) {
+    /// Whether the encoder of an encoder-decoder model has something trained.
+    fn is_in_encoder(&self, config: &ModelConfig) -> bool {
+        match self {
+            Self::Lora(lora) => lora.modules().iter().any(|module| module.in_encoder),
+            Self::Bottlenecks(_) => config.encoder.is_some(),
+        }
+    }
+
+    /// Puts them into a model of the same sizes, which then computes with the trained values.
+    pub fn attach(&self, model: &mut Backbone) {
         match self {
             Self::Lora(lora) => lora.attach(model),
             Self::Bottlenecks(adapters) => adapters.attach(model),
@@ -60,6 +71,15 @@ pub enum BoundaryDtype {
     F32,
     /// Scaled to unit root mean square, f16, and the scale of each token in f32 (large residual streams overflow f16).
     F16,
+}
+
+impl BoundaryDtype {
+    fn len_bytes(self, tokens: usize, width: usize) -> usize {
+        match self {
+            Self::F32 => 4 * tokens * width,
+            Self::F16 => CacheDtype::F16.len_bytes(tokens, width, tokens),
+        }
+    }
 }
 
 /// A trainer of inserts in the layers of a frozen model.
@@ -102,71 +122,83 @@ impl Tuner {
         Ok(tuner)
     }
 
-    /// Frees the layers before the boundary and the embedding; from now on every batch comes with its boundary.
+    /// Frees the layers before the boundary, the embedding and the encoder; from now on every batch comes with its boundary.
     ///
     /// # Errors
-    /// If the model has an encoder beside its decoder.
+    /// If something is trained in the encoder of an encoder-decoder model.
     pub fn drop_prefix(&mut self, source: &mut dyn TensorSource) -> Result<(), EngineError> {
         let config = self.model.config.clone();
-        self.check_one_stack()?;
+        self.check_boundary()?;
         let parts = Parts { layers: self.inserts.first_layer()..config.layers, embedding: false, head: true };
         // The old layers go before the new ones come.
         self.model.layers.clear();
         self.model.embeddings = None;
+        self.model.encoder = None;
         self.model = Backbone::load_partly(&self.device, &config, source, &parts, self.head.as_ref())?;
         self.inserts.attach(&mut self.model);
         Ok(())
     }
 
-    /// What leaves the frozen prefix, encoded for each sequence of the batch.
+    /// What leaves the frozen prefix, encoded for each sequence of the batch; the encoder's end first, where there is one.
+    ///
+    /// # Errors
+    /// If something is trained in the encoder of an encoder-decoder model.
     pub async fn boundary(&self, batch: &MicroBatch, dtype: BoundaryDtype, hook: &YieldHook) -> Result<Vec<Vec<u8>>, EngineError> {
         batch.check(&self.model.config)?;
-        self.check_one_stack()?;
+        self.check_boundary()?;
         let tape = Tape::computing(&self.device);
         let on_device = DeviceBatch::new(&self.device, batch);
+        let memory = self.model.memory(&tape, &on_device)?;
         let mut x = self.model.embed(&tape, &on_device).ok_or_else(no_prefix)?;
         for index in 0..self.inserts.first_layer() {
-            x = self.model.layer(&tape, index, &x, &on_device)?;
+            x = self.model.layer_across(&tape, index, &x, &on_device, memory.as_ref())?;
             self.device.submit();
             hook().await;
         }
-        let width = self.model.config.width;
-        if dtype == BoundaryDtype::F32 {
-            let values = x.value.read().await?;
-            let encode = |rows: &[f32]| rows.iter().flat_map(|value| value.to_le_bytes()).collect();
-            return Ok(batch.segments.iter().map(|segment| encode(&values[segment.start * width..segment.end * width])).collect());
-        }
-        let (scaled, rho) = tape.tap_scale(&x.value);
-        let (values, rho) = (scaled.read().await?, rho.read().await?);
-        let encode = |segment: &std::ops::Range<usize>| CacheDtype::F16.encode(&values[segment.start * width..segment.end * width], width, &rho[segment.clone()]);
-        Ok(batch.segments.iter().map(encode).collect())
+        let of_decoder = encode(&tape, &x.value, &batch.segments, dtype).await?;
+        let (Some(memory), Some(source)) = (memory, &batch.encoder) else { return Ok(of_decoder) };
+        let of_encoder = encode(&tape, &memory.hidden.value, &source.segments, dtype).await?;
+        Ok(of_encoder.into_iter().zip(of_decoder).map(|(source, target)| [source, target].concat()).collect())
     }
 
-    fn check_one_stack(&self) -> Result<(), EngineError> {
-        match self.model.config.encoder {
-            None => Ok(()),
-            Some(_) => Err(EngineError::BadStage("it has an encoder and a decoder, and one cached boundary is of one stack: train it without".into())),
+    fn check_boundary(&self) -> Result<(), EngineError> {
+        if self.inserts.is_in_encoder(&self.model.config) {
+            return Err(EngineError::BadStage("something is trained in its encoder, so no activation of it stays the same: train it without a cached boundary".into()));
         }
+        Ok(())
     }
 
-    /// The rows of a batch's encoded boundary.
-    fn decode(&self, batch: &MicroBatch, entries: &[&[u8]], dtype: BoundaryDtype) -> Result<Tensor, EngineError> {
+    /// Where a pass over a batch goes on from its encoded boundary.
+    fn start(&self, batch: &MicroBatch, on_device: &DeviceBatch, entries: &[&[u8]], dtype: BoundaryDtype) -> Result<Start, EngineError> {
+        let layer = self.inserts.first_layer() - self.model.range.start;
+        let (Some(source), Some(source_on_device)) = (&batch.encoder, &on_device.encoder) else {
+            return Ok(Start { rows: self.decode(batch, entries, dtype)?, layer, memory: None });
+        };
         let width = self.model.config.width;
-        let damaged = || EngineError::BadBatch("the cached boundary of a sample is missing or damaged: compute it again".into());
+        let both = entries.iter().zip(&source.segments).map(|(entry, segment)| entry.split_at_checked(dtype.len_bytes(segment.len(), width)));
+        let (of_encoder, of_decoder): (Vec<_>, Vec<_>) = both.collect::<Option<_>>().ok_or_else(damaged)?;
+        let context = cross_attention(&self.model.config, on_device, source_on_device);
+        let memory = Memory { hidden: self.decode(source, &of_encoder, dtype)?, context };
+        Ok(Start { rows: self.decode(batch, &of_decoder, dtype)?, layer, memory: Some(memory) })
+    }
+
+    /// The rows of a batch's entries.
+    fn decode(&self, batch: &MicroBatch, entries: &[&[u8]], dtype: BoundaryDtype) -> Result<Var, EngineError> {
+        let width = self.model.config.width;
         let shape = [batch.tokens(), width];
         if dtype == BoundaryDtype::F32 {
             let mut values: Vec<f32> = Vec::with_capacity(batch.tokens() * width);
             for (at, segment) in batch.segments.iter().enumerate() {
-                let bytes = entries.get(at).filter(|bytes| bytes.len() == 4 * segment.len() * width).ok_or_else(damaged)?;
+                let bytes = entries.get(at).filter(|bytes| bytes.len() == dtype.len_bytes(segment.len(), width)).ok_or_else(damaged)?;
                 values.extend(bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)));
             }
-            return Ok(Tensor::from_f32(&self.device, &shape, &values));
+            return Ok(Var::constant(Tensor::from_f32(&self.device, &shape, &values)));
         }
-        let of_sequence = |(at, segment): (usize, &std::ops::Range<usize>)| (entries.get(at).copied(), segment.clone(), segment.len());
+        let of_sequence = |(at, segment): (usize, &Range<usize>)| (entries.get(at).copied(), segment.clone(), segment.len());
         let of_sequences = batch.segments.iter().enumerate().map(of_sequence);
         let (rows, rho) = CacheDtype::F16.restore(&self.device, (shape[0], width), of_sequences).ok_or_else(damaged)?;
         let rho = Tensor::from_f32(&self.device, &[batch.tokens()], &rho);
-        Ok(Tape::computing(&self.device).tap_unscale(&rows, &rho))
+        Ok(Var::constant(Tape::computing(&self.device).tap_unscale(&rows, &rho)))
     }
 
     /// The labelled rows behind the last layer, from token ids or from the boundary.
@@ -174,7 +206,7 @@ impl Tuner {
         batch.check(&self.model.config)?;
         let on_device = DeviceBatch::new(&self.device, batch);
         let start = match cached {
-            Some((entries, dtype)) => Some((Var::constant(self.decode(batch, &entries, dtype)?), self.inserts.first_layer() - self.model.range.start)),
+            Some((entries, dtype)) => Some(self.start(batch, &on_device, &entries, dtype)?),
             None => None,
         };
         let hidden = self.model.run(tape, &on_device, start, hook).await?;
@@ -249,6 +281,24 @@ impl Trainer for Tuner {
         let cached = cached.map(|samples| (samples.iter().map(first).collect(), self.boundary_dtype));
         Box::pin(self.labelled_rows(tape, batch, cached, hook))
     }
+}
+
+/// The rows of each sequence as a boundary stores them.
+async fn encode(tape: &Tape, rows: &Tensor, segments: &[Range<usize>], dtype: BoundaryDtype) -> Result<Vec<Vec<u8>>, EngineError> {
+    let width = rows.cols();
+    if dtype == BoundaryDtype::F32 {
+        let values = rows.read().await?;
+        let encode = |segment: &Range<usize>| CacheDtype::F32.encode(&values[segment.start * width..segment.end * width], width, &[]);
+        return Ok(segments.iter().map(encode).collect());
+    }
+    let (scaled, rho) = tape.tap_scale(rows);
+    let (values, rho) = (scaled.read().await?, rho.read().await?);
+    let encode = |segment: &Range<usize>| CacheDtype::F16.encode(&values[segment.start * width..segment.end * width], width, &rho[segment.clone()]);
+    Ok(segments.iter().map(encode).collect())
+}
+
+fn damaged() -> EngineError {
+    EngineError::BadBatch("the cached boundary of a sample is missing or damaged: compute it again".into())
 }
 
 fn no_prefix() -> EngineError {

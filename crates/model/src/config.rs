@@ -217,10 +217,12 @@ pub struct ModelConfig {
     pub eos: Vec<u32>,
     /// Token the decoder starts from, where the model has an encoder.
     pub decoder_start: Option<u32>,
-    /// Token that every answer of the decoder begins with, whatever it finds likeliest (BART's `forced_bos_token_id`).
-    pub forced_bos: Option<u32>,
-    /// Token that an answer ends with where it has no more room (BART's `forced_eos_token_id`).
-    pub forced_eos: Option<u32>,
+    /// Token that every answer begins with, whatever the decoder says (BART's `forced_bos_token_id`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced_first: Option<u32>,
+    /// Token that an answer as long as it may get ends with (BART's `forced_eos_token_id`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced_last: Option<u32>,
     /// The encoder, of an encoder-decoder model.
     pub encoder: Option<Box<ModelConfig>>,
 }
@@ -261,8 +263,8 @@ impl ModelConfig {
             bos: None,
             eos: Vec::new(),
             decoder_start: None,
-            forced_bos: None,
-            forced_eos: None,
+            forced_first: None,
+            forced_last: None,
             encoder: None,
         }
     }
@@ -282,6 +284,20 @@ impl ModelConfig {
         let config = (table.read)(table.family, &reader)?;
         config.check()?;
         Ok(config)
+    }
+
+    /// With what a `generation_config.json` says of an encoder-decoder model's answers: the forced tokens, which stand
+    /// there alone once a folder has that file, as in `transformers`. Other models stay as they are.
+    ///
+    /// # Errors
+    /// If the text is not JSON, or a token is none.
+    pub fn with_generation_config(self, text: &str) -> Result<Self, ModelError> {
+        if self.encoder.is_none() {
+            return Ok(self);
+        }
+        let json: Value = serde_json::from_str(text).map_err(|error| ModelError::GenerationConfigNotJson(error.to_string()))?;
+        let id = |key| Ok::<_, ModelError>(Reader::new(&json).ids(key)?.first().copied());
+        Ok(Self { forced_first: id("forced_bos_token_id")?, forced_last: id("forced_eos_token_id")?, ..self })
     }
 
     /// Whether it is one causal stack: what the swarm trains and what answers prompts (the others are trained on one computer).

@@ -6,6 +6,9 @@ pub enum ModelError {
     /// `config.json` is not JSON.
     #[error("config.json is not valid JSON ({0}): copy the file again from where the model came")]
     ConfigNotJson(String),
+    /// `generation_config.json` is not JSON.
+    #[error("generation_config.json is not valid JSON ({0}): copy the file again from where the model came, or remove it")]
+    GenerationConfigNotJson(String),
     /// `config.json` lacks a key that has no default.
     #[error("config.json has no `{key}`: copy the complete file from where the model came")]
     MissingKey {

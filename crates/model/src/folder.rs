@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 const SINGLE: &str = "model.safetensors";
 /// The table of weight files of a larger model.
 const INDEX: &str = "model.safetensors.index.json";
+/// How answers are generated, where it is said beside `config.json`.
+const GENERATION: &str = "generation_config.json";
 
 /// The tensors of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` lists.
 #[derive(Debug)]
@@ -150,9 +152,13 @@ impl WeightFile {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` of a folder, and from the weights' headers what the family leaves to them.
+    /// Reads `config.json` of a folder, `generation_config.json` where there is one, and from the weights' headers what the
+    /// family leaves to them.
     pub fn from_folder(folder: &Path) -> Result<Self, ModelError> {
-        let config = Self::parse(&read_text(folder, "config.json")?)?;
+        let mut config = Self::parse(&read_text(folder, "config.json")?)?;
+        if folder.join(GENERATION).is_file() {
+            config = config.with_generation_config(&read_text(folder, GENERATION)?)?;
+        }
         Ok(match FolderTensors::open(folder) {
             Ok(weights) => config.settled_by(|name| weights.has(name)),
             Err(_) => config,

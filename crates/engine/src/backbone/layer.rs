@@ -209,6 +209,11 @@ impl LayerWeights {
 pub trait Keys {
     /// Gets the rotated keys and the values of the new tokens; returns what the queries attend to.
     fn extend(&mut self, k: Var, v: Var) -> (Var, Var, AttentionContext);
+
+    /// Keys and values of the encoder's output, made by `project`: where several passes see the same output, by the first.
+    fn across(&mut self, project: &dyn Fn() -> (Var, Var)) -> (Var, Var) {
+        project()
+    }
 }
 
 /// Each sequence of a packed batch attends to itself.
@@ -265,7 +270,8 @@ pub fn layer_forward(tape: &Tape, config: &ModelConfig, weights: &LayerWeights, 
     if let Some(cross) = &weights.cross {
         let memory = memory.ok_or_else(|| EngineError::BadStage("its decoder got no encoder output".into()))?;
         x = cross.norms.around(tape, &x, |x| {
-            let (q, k, v) = cross.project_across(tape, config, &x, &memory.hidden);
+            let q = cross.project_query(tape, config, &x);
+            let (k, v) = keys.across(&|| cross.project_memory(tape, config, &memory.hidden));
             let attended = tape.attention(&q, &k, &v, &memory.context);
             drop((q, k, v));
             cross.output.apply(tape, &attended)
@@ -290,17 +296,24 @@ impl AttentionWeights {
         }
     }
 
-    /// Queries of `x`, keys and values of `memory`.
-    fn project_across(&self, tape: &Tape, config: &ModelConfig, x: &Var, memory: &Var) -> (Var, Var, Var) {
+    /// Queries alone.
+    fn project_query(&self, tape: &Tape, config: &ModelConfig, x: &Var) -> Var {
+        match &self.projections {
+            Projections::Split(three) => three[0].apply(tape, x),
+            Projections::Fused(_) => self.project(tape, config, x).0,
+        }
+    }
+
+    /// Keys and values alone, of an encoder's output.
+    fn project_memory(&self, tape: &Tape, config: &ModelConfig, memory: &Var) -> (Var, Var) {
         match &self.projections {
             Projections::Split(three) => {
-                let [q, k, v] = &**three;
-                (q.apply(tape, x), k.apply(tape, memory), v.apply(tape, memory))
+                let [_, k, v] = &**three;
+                (k.apply(tape, memory), v.apply(tape, memory))
             }
             Projections::Fused(_) => {
-                let (q, ..) = self.project(tape, config, x);
                 let (_, k, v) = self.project(tape, config, memory);
-                (q, k, v)
+                (k, v)
             }
         }
     }

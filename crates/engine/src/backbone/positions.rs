@@ -32,7 +32,7 @@ impl Rotary {
 
 /// The bias of each distance `−(longest − 1) ..= longest − 1` (key position − query position) and head, from the table
 /// `[buckets, heads]`; the row of distance 0 is `longest − 1`.
-pub(super) fn bias_by_distance(tape: &Tape, config: &ModelConfig, table: &Var, longest: usize) -> Option<(Var, u32)> {
+pub(crate) fn bias_by_distance(tape: &Tape, config: &ModelConfig, table: &Var, longest: usize) -> Option<(Var, u32)> {
     let Positions::Relative { buckets, max_distance } = config.positions else { return None };
     let zero = longest.max(1) as i64 - 1;
     let ids: Vec<u32> = (-zero..=zero).map(|distance| bucket(distance, !config.causal, buckets, max_distance) as u32).collect();

@@ -34,6 +34,31 @@ pub struct Patterns {
     pub alphas: Vec<(String, f64)>,
 }
 
+impl LoraConfig {
+    /// The same in the last `count` layers of an encoder-decoder model's decoder, and nothing in its encoder: as a pattern of
+    /// whole names, since PEFT counts the layers of both stacks alike.
+    ///
+    /// # Errors
+    /// If no linear layer there is named; those of [`lora_modules`].
+    pub fn in_last_of_decoder(&self, model: &ModelConfig, count: usize) -> Result<Self, EngineError> {
+        let first = model.layers.saturating_sub(count);
+        let modules = lora_modules(model, &Self { layers: None, ..self.clone() })?;
+        let mut names: Vec<String> = Vec::new();
+        for module in modules.iter().filter(|module| !module.in_encoder && module.layer >= first) {
+            let name = fancy_regex::escape(&module.name).into_owned();
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        if names.is_empty() {
+            return Err(EngineError::BadLora(format!("no linear layer of the decoder is named {}", self.targets.join(", "))));
+        }
+        let layers: Vec<String> = (first..model.layers).map(|layer| fancy_regex::escape(&names::layer_parameter(model, layer, "")).into_owned()).collect();
+        let targets = format!("(?:{})(?:{})", layers.join("|"), names.join("|"));
+        Ok(Self { targets: Vec::new(), layers: None, patterns: Patterns { targets: Some(targets), ..self.patterns.clone() }, ..self.clone() })
+    }
+}
+
 /// A linear layer that gets a product.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {

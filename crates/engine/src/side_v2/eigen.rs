@@ -8,6 +8,7 @@ const MAX_STEPS: usize = 60;
 /// vector is positive, so that equal matrices give equal vectors. `matrix: [n, n]`, of which the lower half is read.
 ///
 /// `None` if it holds what is not a number.
+#[expect(clippy::needless_range_loop, reason = "rows and columns of one matrix are told apart by their numbers")]
 pub fn symmetric_eigen(matrix: &[f64], n: usize) -> Option<(Vec<f64>, Vec<Vec<f64>>)> {
     assert_eq!(matrix.len(), n * n, "the matrix is square");
     if n == 0 || matrix.iter().any(|value| !value.is_finite()) {
@@ -37,6 +38,7 @@ pub fn symmetric_eigen(matrix: &[f64], n: usize) -> Option<(Vec<f64>, Vec<Vec<f6
 }
 
 /// Diagonal, what stands beside it, and Qᵀ, by one reflection a column.
+#[expect(clippy::needless_range_loop, reason = "rows and columns of one matrix are told apart by their numbers")]
 fn tridiagonal(mut a: Vec<Vec<f64>>) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
     let n = a.len();
     let mut q: Vec<Vec<f64>> = (0..n).map(|row| (0..n).map(|col| f64::from(u8::from(row == col))).collect()).collect();

@@ -96,8 +96,8 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
         bos: ids("bos_token_id", 0)?.first().copied(),
         eos: ids("eos_token_id", 2)?,
         decoder_start: ids("decoder_start_token_id", 2)?.first().copied(),
-        forced_bos: json.ids("forced_bos_token_id")?.first().copied(),
-        forced_eos: ids("forced_eos_token_id", 2)?.first().copied(),
+        forced_first: json.ids("forced_bos_token_id")?.first().copied(),
+        forced_last: ids("forced_eos_token_id", 2)?.first().copied(),
         encoder: Some(Box::new(ModelConfig { causal: false, head: HeadKind::None, ..encoder })),
         ..decoder
     })

@@ -123,6 +123,8 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
         eos: ids("eos_token_id", 1)?,
         bos: json.ids("bos_token_id")?.first().copied(),
         decoder_start: ids("decoder_start_token_id", 0)?.first().copied(),
+        forced_first: json.ids("forced_bos_token_id")?.first().copied(),
+        forced_last: json.ids("forced_eos_token_id")?.first().copied(),
         encoder: Some(Box::new(ModelConfig { causal: false, head: HeadKind::None, ..stack(layers)? })),
         ..stack(json.optional("num_decoder_layers")?.unwrap_or(layers))?
     })

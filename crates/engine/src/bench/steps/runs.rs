@@ -44,8 +44,7 @@ pub(super) async fn times(run: &Run<'_>, method: Method) -> Result<StepTimes, En
             tuned(run, inserts, &batch, false, &mut times).await?;
         }
         Method::LoraLastCached => {
-            let layers = (run.config.layers.saturating_sub(LAST_LAYERS)..run.config.layers).collect();
-            let inserts = Inserts::Lora(lora(run, Some(layers))?);
+            let inserts = Inserts::Lora(lora(run, Some(LAST_LAYERS))?);
             tuned(run, inserts, &batch, true, &mut times).await?;
         }
         Method::ParallelFill | Method::ParallelCached => {
@@ -114,9 +113,14 @@ async fn full(run: &Run<'_>, batch: MicroBatch, times: &mut StepTimes) -> Result
     Ok(())
 }
 
-fn lora(run: &Run<'_>, layers: Option<Vec<usize>>) -> Result<Lora, EngineError> {
-    let targets = run.shape.lora_targets.map(String::from).to_vec();
-    let config = LoraConfig { rank: RANK, alpha: 2.0 * RANK as f64, rank_stabilised: false, targets, layers, patterns: Patterns::default() };
+/// LoRA in all layers or in the last ones, of an encoder-decoder model in those of the decoder.
+fn lora(run: &Run<'_>, last: Option<usize>) -> Result<Lora, EngineError> {
+    let (targets, all) = (run.shape.lora_targets.map(String::from).to_vec(), run.config.layers);
+    let layers = last.map(|last| (all.saturating_sub(last)..all).collect());
+    let mut config = LoraConfig { rank: RANK, alpha: 2.0 * RANK as f64, rank_stabilised: false, targets, layers, patterns: Patterns::default() };
+    if let (Some(last), Some(_)) = (last, &run.config.encoder) {
+        config = config.in_last_of_decoder(&run.config, last)?;
+    }
     let start = lora_start(&run.config, &config, run.load.seed)?;
     Lora::new(run.device, &run.config, &config, |name| start.get(name).cloned())
 }
