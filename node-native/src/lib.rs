@@ -40,13 +40,14 @@ pub struct NativeNode {
 }
 
 impl NativeNode {
-    /// Runs until `leave` ends, the server says goodbye, or the node is refused. Must be called inside a tokio runtime
+    /// Runs until the server lets it go after the first item of `leave`, until the second, until the server says goodbye, or the
+    /// node is refused. Must be called inside a tokio runtime
     /// with more than one thread; the node itself stays on the calling one.
-    pub async fn run(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl Future<Output = ()> + 'static) -> Result<()> {
+    pub async fn run(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl futures::Stream<Item = ()> + 'static) -> Result<()> {
         tokio::task::LocalSet::new().run_until(self.run_here(on_event, leave)).await
     }
 
-    async fn run_here(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl Future<Output = ()>) -> Result<()> {
+    async fn run_here(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl futures::Stream<Item = ()>) -> Result<()> {
         let storage = FolderStorage::new(&self.data_dir).with_context(|| format!("the folder {} cannot be used", self.data_dir.display()))?;
         let device_token = device_token(&storage).await?;
         let device = open_device(self.backend, &storage).await?;
@@ -70,6 +71,11 @@ impl NativeNode {
         run_node(config, shell, device, leave).await?;
         Ok(())
     }
+}
+
+/// Every Ctrl-C.
+pub fn interrupts() -> impl futures::Stream<Item = ()> {
+    futures::stream::unfold((), |()| async { tokio::signal::ctrl_c().await.ok().map(|()| ((), ())) })
 }
 
 /// The device's token, made at the first visit.

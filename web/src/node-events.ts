@@ -6,7 +6,7 @@
 //! 2. The Worker loads the module's script (wasm-bindgen, target web; `load-node.ts`), initialises it with the compiled module
 //!    and calls `start_node(options, rtcPort, onEvent)`; a returned promise is awaited, a rejection becomes a fatal `error`.
 //! 3. Every {@link NodeEvent} goes to the page unchanged. Fields may be `null` or missing where marked so.
-//! 4. `leave()` of the handle says goodbye to the server, frees the engine and ends with a `left` event.
+//! 4. `leave()` of the handle says goodbye to the server, lets the others take over (at once when called again), frees the engine and ends with a `left` event.
 //!
 //! Tags and fields are serde's: `#[serde(tag = "type", rename_all = "snake_case")]`; numbers are JS numbers, no bigint.
 

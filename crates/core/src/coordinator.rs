@@ -96,7 +96,7 @@ impl Coordinator {
             return output;
         }
         let silent = self.swarm.members.iter().map(|(n, m)| m.last_heard + self.patience_with(*n)).min();
-        let context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new() };
+        let context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new(), released: Vec::new() };
         let run = self.run.as_ref().and_then(|r| r.deadline(&context));
         CoordinatorOutput::Wait([silent, run, self.swarm.links.deadline()].into_iter().flatten().min())
     }
@@ -177,6 +177,8 @@ impl Coordinator {
         match message {
             FromNode::Alive { .. } | FromNode::Signal { .. } => {}
             FromNode::Leave => self.remove(node, "left"),
+            FromNode::Leaving if self.is_running() => self.with_run(|run, ctx| run.announces_leave(ctx, node)),
+            FromNode::Leaving => self.release(node),
             FromNode::LinkUp { peer, round_trip_millis, bytes_per_second, .. } => {
                 self.swarm.version += 1;
                 self.swarm.links.up(node, peer, round_trip_millis, bytes_per_second);
@@ -220,6 +222,14 @@ impl Coordinator {
         self.run.as_ref().map_or(self.patience.silent, |run| run.patience_with(node, &self.patience))
     }
 
+    /// A node that wished to leave may go.
+    fn release(&mut self, node: NodeId) {
+        if self.swarm.members.contains_key(&node) {
+            self.out.push_back(CoordinatorOutput::Drop { node, reason: "You left.".into() });
+            self.remove(node, "left");
+        }
+    }
+
     fn send_away(&mut self, node: NodeId, reason: String) {
         if self.swarm.members.contains_key(&node) {
             self.out.push_back(CoordinatorOutput::Drop { node, reason: reason.clone() });
@@ -229,9 +239,13 @@ impl Coordinator {
 
     fn with_run(&mut self, act: impl FnOnce(&mut Run, &mut Context)) {
         let Some(run) = &mut self.run else { return };
-        let mut context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new() };
+        let mut context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new(), released: Vec::new() };
         act(run, &mut context);
-        for (node, reason) in context.dropped {
+        let Context { dropped, released, .. } = context;
+        for node in released {
+            self.release(node);
+        }
+        for (node, reason) in dropped {
             self.send_away(node, format!("was dropped: {reason}"));
         }
     }

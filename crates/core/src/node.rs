@@ -79,6 +79,16 @@ enum Doing {
     Stuck,
 }
 
+impl Doing {
+    /// What is done, or begins once the frozen weights are freed.
+    fn under_way(&mut self) -> &mut Self {
+        match self {
+            Self::Releasing(after) => after,
+            doing => doing,
+        }
+    }
+}
+
 /// What comes next in a phase.
 #[derive(Debug)]
 enum Next {
@@ -205,6 +215,13 @@ impl Node {
                     active.begin(phase);
                 }
             }
+            ToNode::StopBefore { generation, epoch, step } => {
+                if let Some(active) = self.active.as_mut().filter(|a| a.setup.assignment.generation == generation)
+                    && let Doing::Fill(steps) | Doing::Train(steps) = active.doing.under_way()
+                {
+                    steps.stop_before(epoch, step);
+                }
+            }
             ToNode::Pause => self.paused = true,
             ToNode::Resume => self.paused = false,
             ToNode::Abort { generation } => {
@@ -309,7 +326,7 @@ impl Active {
             (Phase::Refill { .. }, None) => Doing::Counting(PhaseKind::Refill),
             (Phase::Train { .. }, _) => Doing::Counting(PhaseKind::Train),
         };
-        let releases = self.has_backbone && matches!(doing, Doing::Redistribute(_) | Doing::Train(_));
+        let releases = self.has_backbone && matches!(doing, Doing::Train(_));
         self.doing = if releases { Doing::Releasing(Box::new(doing)) } else { doing };
     }
 

@@ -13,13 +13,15 @@ use barycenter_protocol::plan::StageMember;
 use barycenter_transport::{Connection, ConnectionEvents, Connector, RelayConnector, Signalling, SignallingEvent, Transport, TransportConfig, TransportEvent, TransportEvents, platform};
 use futures::future::{Fuse, FusedFuture, LocalBoxFuture};
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt, select_biased};
+use futures::{FutureExt, Stream, StreamExt, select_biased};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Counters and the core's clock are brought forward this often.
 const TICK_MILLIS: u32 = 1_000;
+/// Whoever leaves waits this long for the others to take over its part; a little longer than the server lets it wait.
+const HAND_OVER_MILLIS: u32 = 11_000;
 /// A farewell is given this long to reach the server.
 const FAREWELL_MILLIS: u32 = 300;
 
@@ -43,8 +45,9 @@ struct Session<'a> {
 }
 
 /// Joins and works until the node leaves or is refused; reconnects by itself.
-pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, request: JoinRequest, leave: impl Future<Output = ()>) -> Result<(), NodeError> {
+pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, request: JoinRequest, leave: impl Stream<Item = ()>) -> Result<(), NodeError> {
     let mut leave = std::pin::pin!(leave.fuse());
+    let mut gives_up: Fuse<LocalBoxFuture<'static, ()>> = Fuse::terminated();
     let blobs = Rc::new(RefCell::new(Blobs::default()));
     let mut idle_worker = Some(Worker::new(shell, device, Rc::clone(&blobs), config.storage_budget_bytes));
     let mut job: Fuse<RunningJob> = Fuse::terminated();
@@ -58,15 +61,17 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
     let mut attempts = 0;
     loop {
         select_biased! {
-            () = leave => {
-                session.signalling.send(FromNode::Leave);
-                if let Some(stay) = &stay {
-                    stay.transport.hang_up_all();
+            () = leave.select_next_some() => match &stay {
+                Some(stay) if gives_up.is_terminated() => {
+                    session.signalling.send(FromNode::Leaving);
+                    gives_up = platform::sleep(HAND_OVER_MILLIS).boxed_local().fuse();
+                    let activity = Activity { text: "leaving: the others take over first".into(), ..stay.activity.clone() };
+                    session.shell.say(NodeEvent::Activity(activity));
                 }
-                platform::sleep(FAREWELL_MILLIS).await;
-                session.shell.say(NodeEvent::Left { reason: "You left.".into() });
-                return Ok(());
-            }
+                // asked twice, or nobody is there to take over
+                _ => return session.leave(stay.as_ref()).await,
+            },
+            () = gives_up => return session.leave(stay.as_ref()).await,
             event = server.next().fuse() => match event {
                 Some(SignallingEvent::Joined(reply)) => {
                     attempts = 0;
@@ -94,6 +99,9 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                         stay.transport.hang_up_all();
                     }
                     peers = None;
+                    if !gives_up.is_terminated() {
+                        return session.leave(None).await;
+                    }
                     shell.cancelled.set(shell.cancelled.get() + 1);
                     session.shell.say(NodeEvent::Reconnecting { reason, attempt: attempts });
                 }
@@ -149,6 +157,17 @@ async fn drive_sends(stay: &mut Option<Stay>) {
 }
 
 impl Session<'_> {
+    /// Leaves without waiting for anybody.
+    async fn leave(&self, stay: Option<&Stay>) -> Result<(), NodeError> {
+        self.signalling.send(FromNode::Leave);
+        if let Some(stay) = stay {
+            stay.transport.hang_up_all();
+        }
+        platform::sleep(FAREWELL_MILLIS).await;
+        self.shell.say(NodeEvent::Left { reason: "You left.".into() });
+        Ok(())
+    }
+
     fn start(&self, mut worker: Worker, id: JobId, job: Job) -> Fuse<RunningJob> {
         let signalling = self.signalling.clone();
         let running: RunningJob = Box::pin(async move {

@@ -92,6 +92,16 @@ pub enum ToNode {
         /// What to do.
         phase: Phase,
     },
+    /// Begin no step of this epoch from `step` on: the checkpoint lies there, and the phase ends there. Answer as to `Begin`. Who
+    /// has begun that step already goes on as if nothing had been said.
+    StopBefore {
+        /// Which generation.
+        generation: Generation,
+        /// Epoch.
+        epoch: u32,
+        /// The first step that is not done.
+        step: u32,
+    },
     /// Start no further step until [`ToNode::Resume`].
     Pause,
     /// Go on.
@@ -211,7 +221,10 @@ pub enum FromNode {
         /// For people.
         reason: String,
     },
-    /// Leaving on purpose.
+    /// About to leave: the others may take over this node's part first. The server answers with a `Goodbye`, at once where there is
+    /// nothing to take over.
+    Leaving,
+    /// Leaves now.
     Leave,
 }
 

@@ -179,3 +179,73 @@ fn who_comes_in_the_last_epoch_changes_nothing() {
     assert_eq!(world.plans().len(), plans, "{:#?}", world.events);
     assert_eq!(redone(&world), 0);
 }
+
+/// Two laptops at work up to a step, and one of them leaves: in one way, or in the other.
+fn with_leaver(act: Act, at: (u32, u32)) -> World {
+    let mut start = small_run(4, 640, 0, 16, 3);
+    start.wait_for_nodes = 2;
+    start.plan.use_all_nodes = true;
+    let mut world = World::new(11, start, random_links(11, vec![laptop(); 2]));
+    world.at(0, Act::On(0));
+    world.at(0, Act::On(1));
+    world.at(SECOND, Act::Start);
+    to_epoch(&mut world, at.0, at.1);
+    world.at(world.now, act);
+    world
+}
+
+fn phases(world: &World, wanted: PhaseKind) -> usize {
+    world.progress.iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase, .. } if *phase == wanted)).count()
+}
+
+#[test]
+fn who_says_that_it_leaves_hands_its_part_over_and_no_step_is_done_twice() {
+    for at in [(0, 4), (0, 16), (1, 4), (1, 16)] {
+        let mut world = with_leaver(Act::Leave(1), at);
+        let said = world.now;
+        assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+        assert!(world.now - said < 11 * SECOND, "let go after {} ms", (world.now - said) / 1000);
+        finish(&mut world);
+        assert_eq!(redone(&world), 0, "{at:?}: {:#?}", world.events);
+        assert_eq!(phases(&world, PhaseKind::Refill), 0, "{at:?}: its entries were moved, not computed again");
+        assert!(phases(&world, PhaseKind::Redistribute) > 0, "{at:?}");
+        assert_eq!(world.plans().last().map(|(_, plan)| plan.nodes().len()), Some(1));
+    }
+}
+
+#[test]
+fn a_page_closed_without_a_word_costs_steps_and_cache_entries() {
+    for at in [(0, 16), (1, 16)] {
+        let mut world = with_leaver(Act::Close(1), at);
+        finish(&mut world);
+        assert!(redone(&world) > 0, "{at:?}");
+        assert!(phases(&world, PhaseKind::Refill) > 0, "{at:?}");
+    }
+}
+
+#[test]
+fn who_has_no_part_may_go_at_once() {
+    let mut world = with_slow_newcomer(12);
+    to_epoch(&mut world, 0, 4);
+    world.at(world.now, Act::On(1));
+    world.run_to(world.now + SECOND);
+    let (said, plans) = (world.now, world.plans().len());
+    world.at(said, Act::Leave(1));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()));
+    assert!(world.now - said < SECOND / 10, "{} ms", (world.now - said) / 1000);
+    finish(&mut world);
+    assert_eq!((world.plans().len() - plans, redone(&world)), (1, 0), "the train plan, and none for the leaver");
+}
+
+#[test]
+fn the_last_device_may_go_at_once_and_the_run_waits() {
+    let mut world = with_leaver(Act::Leave(1), (1, 4));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()));
+    to_epoch(&mut world, 1, 20);
+    let said = world.now;
+    world.at(said, Act::Leave(0));
+    assert!(world.run_until(LIMIT, |w| w.node_of(0).is_none()));
+    assert!(world.now - said < SECOND / 10);
+    world.at(world.now + 20 * SECOND, Act::On(0));
+    finish(&mut world);
+}

@@ -8,7 +8,9 @@ import type { ThreadPlan } from '../threads';
 const WASM_URL = '/assets/node_bg.wasm';
 const THREADED_WASM_URL = '/assets/node_threads_bg.wasm';
 const WORKER_URL = '/assets/worker.js';
-/** Time the wasm node gets to say goodbye before its Worker is ended. */
+/** Time the others get to take over from this device before its Worker is ended. */
+const HAND_OVER_MILLIS = 13_000;
+/** The same at a second wish to leave: time to say goodbye. */
 const LEAVE_MILLIS = 2000;
 
 export interface StayOptions {
@@ -23,7 +25,7 @@ export interface StayOptions {
 
 /** A started stay. */
 export interface Stay {
-  /** Says goodbye; a `left` event follows even if the node no longer answers. */
+  /** Says goodbye, and lets the others take over first; at once when called again. A `left` event follows even if the node no longer answers. */
   leave(): void;
 }
 
@@ -54,6 +56,7 @@ export function startStay(node: CompiledNode, options: StayOptions, onEvent: (ev
   const bridge = startRtcBridge(channel.port1);
   const failures = new BroadcastChannel(`barycenter threads ${crypto.randomUUID()}`);
   let over = false;
+  let wished = false;
   const end = (event: NodeEvent): void => {
     if (over) return;
     over = true;
@@ -78,8 +81,10 @@ export function startStay(node: CompiledNode, options: StayOptions, onEvent: (ev
   worker.postMessage(start, [channel.port2]);
   return {
     leave() {
+      const millis = wished ? LEAVE_MILLIS : HAND_OVER_MILLIS;
+      wished = true;
       worker.postMessage({ type: 'leave' } satisfies ToWorker);
-      setTimeout(() => end({ type: 'left', reason: 'You left.' }), LEAVE_MILLIS);
+      setTimeout(() => end({ type: 'left', reason: 'You left.' }), millis);
     },
   };
 }

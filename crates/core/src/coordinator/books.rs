@@ -93,6 +93,11 @@ impl Books {
         self.epoch_began.entry(epoch).or_insert(now);
     }
 
+    /// Seconds since the last step was complete (or the phase began).
+    pub fn seconds_in_step(&self, now: Micros) -> f64 {
+        seconds(now.saturating_sub(self.step_began))
+    }
+
     fn epoch_seconds(&self, now: Micros, epoch: u32) -> f64 {
         let before = self.epoch_before.get(&epoch).copied().unwrap_or(0.0);
         before + self.epoch_began.get(&epoch).map_or(0.0, |began| seconds(now.saturating_sub(*began)))

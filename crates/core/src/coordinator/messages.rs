@@ -231,7 +231,7 @@ pub enum CoordinatorOutput {
         /// What.
         message: ToNode,
     },
-    /// End this node's stream: it was silent, or stood still while others waited.
+    /// End this node's stream: it was silent, stood still while others waited, or wished to leave and may go now.
     Drop {
         /// Whom.
         node: NodeId,

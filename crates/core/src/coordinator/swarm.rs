@@ -42,6 +42,8 @@ pub(super) struct Context<'a> {
     pub out: &'a mut VecDeque<CoordinatorOutput>,
     /// Nodes to be sent away once the run has finished handling.
     pub dropped: Vec<(NodeId, String)>,
+    /// Nodes that wished to leave and may go now.
+    pub released: Vec<NodeId>,
 }
 
 impl Context<'_> {

@@ -105,6 +105,16 @@ impl World {
         self.after(SECOND, Event::Alive(node));
     }
 
+    /// A leaver that was not let go closes its page; it comes again if it was switched on meanwhile.
+    pub(super) fn gives_up(&mut self, node: NodeId) {
+        let Some(&device) = self.owner.get(&node) else { return };
+        if self.node_of(device) == Some(node) {
+            self.end_session(device);
+            self.after(SERVER_LATENCY, Event::StreamEnd(node));
+            self.after(SECOND, Event::Join(device));
+        }
+    }
+
     pub(super) fn tick_node(&mut self, node: NodeId) {
         let now = self.now;
         if let Some(session) = self.session(node)

@@ -115,6 +115,9 @@ impl Run {
     /// A checkpoint is there (or somebody has joined): changes the plan in the middle of an epoch, or lets newcomers get ready.
     pub(super) fn weigh_amid(&mut self, ctx: &mut Context, is_at_checkpoint: bool) {
         let State::Phase { kind: kind @ (PhaseKind::Fill | PhaseKind::Train), epoch, held_out_only: false, .. } = self.state else { return };
+        if !self.leaving.is_empty() {
+            return; // there will be another plan anyway
+        }
         let has_newcomers = !self.newcomers(ctx).is_empty() && ctx.swarm.links.all_up();
         let is_ready = match &self.rehearsal {
             Some(rehearsal) if !rehearsal.pending.is_empty() => return,
