@@ -33,7 +33,7 @@ pub struct Options {
     relay: bool,
 }
 
-/// Works until Ctrl-C, or until the server says goodbye. After the first Ctrl-C the others take over, at a second it leaves at once.
+/// Works until Ctrl-C (or SIGTERM), or until the server says goodbye. After the first Ctrl-C the others take over, at a second it leaves at once.
 pub fn run(options: Options) -> Result<ExitCode> {
     let invitation = Invitation::parse(&options.join).map_err(|sentence| anyhow!(sentence))?;
     let name = options.name.unwrap_or_else(host_name);
@@ -65,6 +65,7 @@ fn print(event: NodeEvent) {
         }
         NodeEvent::Link { peer, up: false, reason, .. } => println!("link to node {peer} ended: {}", reason.unwrap_or_default()),
         NodeEvent::Reconnecting { reason, attempt } => println!("server lost ({reason}), attempt {attempt}"),
+        NodeEvent::Leaving => println!("leaving: the others take over first; Ctrl-C again leaves at once"),
         NodeEvent::Left { reason } => println!("{reason}"),
         NodeEvent::Error { message, .. } => eprintln!("{message}"),
         NodeEvent::Check { ok: false, text, .. } => eprintln!("{text}"),

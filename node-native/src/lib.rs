@@ -17,6 +17,7 @@ use barycenter_protocol::auth::Invitation;
 use barycenter_protocol::control::NodeKind;
 use barycenter_transport::Http;
 use barycenter_transport::native::{NativeConnector, NativeOptions};
+use futures::StreamExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -40,9 +41,9 @@ pub struct NativeNode {
 }
 
 impl NativeNode {
-    /// Runs until the server lets it go after the first item of `leave`, until the second, until the server says goodbye, or the
-    /// node is refused. Must be called inside a tokio runtime
-    /// with more than one thread; the node itself stays on the calling one.
+    /// Runs until the server lets it go after the first item of `leave`, until the second item, until the server says goodbye, or
+    /// until the node is refused. Must be called inside a tokio runtime with more than one thread; the node itself stays on the
+    /// calling one.
     pub async fn run(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl futures::Stream<Item = ()> + 'static) -> Result<()> {
         tokio::task::LocalSet::new().run_until(self.run_here(on_event, leave)).await
     }
@@ -73,9 +74,22 @@ impl NativeNode {
     }
 }
 
-/// Every Ctrl-C.
+/// Every Ctrl-C, and where there is one every SIGTERM.
 pub fn interrupts() -> impl futures::Stream<Item = ()> {
-    futures::stream::unfold((), |()| async { tokio::signal::ctrl_c().await.ok().map(|()| ((), ())) })
+    let ctrl_c = futures::stream::unfold((), |()| async { tokio::signal::ctrl_c().await.ok().map(|()| ((), ())) });
+    futures::stream::select(ctrl_c, terminations())
+}
+
+#[cfg(unix)]
+fn terminations() -> impl futures::Stream<Item = ()> {
+    futures::stream::once(async { tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) })
+        .filter_map(|signal| std::future::ready(signal.ok()))
+        .flat_map(|signal| futures::stream::unfold(signal, |mut signal| async { signal.recv().await.map(|()| ((), signal)) }))
+}
+
+#[cfg(not(unix))]
+fn terminations() -> impl futures::Stream<Item = ()> {
+    futures::stream::empty()
 }
 
 /// The device's token, made at the first visit.

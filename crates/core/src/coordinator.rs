@@ -17,7 +17,7 @@ use crate::planner::{self, PlanError, PlanOptions, linked_subset};
 use asks::Asks;
 use barycenter_protocol::control::{FromNode, Measurements, ToNode};
 use barycenter_protocol::plan::{DeviceProfile, ModelCost, Plan};
-use barycenter_protocol::{Generation, NodeId};
+use barycenter_protocol::{Generation, NodeId, ProtocolVersion};
 use run::Run;
 use std::collections::VecDeque;
 use swarm::{Context, Member, Swarm};
@@ -70,7 +70,7 @@ impl Coordinator {
     pub fn handle(&mut self, now: Micros, input: CoordinatorInput) {
         self.now = self.now.max(now);
         match input {
-            CoordinatorInput::NodeJoined { profile } => self.join(profile),
+            CoordinatorInput::NodeJoined { profile, version } => self.join(profile, version),
             CoordinatorInput::LeaveOut { node } => self.with_run(|run, ctx| run.leave_out(ctx, node)),
             CoordinatorInput::NodeLeft { node } => self.remove(node, "left"),
             CoordinatorInput::FromNode { node, message } => {
@@ -139,7 +139,7 @@ impl Coordinator {
         self.out.push_back(CoordinatorOutput::Event { level, text });
     }
 
-    fn join(&mut self, profile: DeviceProfile) {
+    fn join(&mut self, profile: DeviceProfile, version: ProtocolVersion) {
         let node = profile.node;
         self.event(Level::Good, format!("{} joined.", profile.name));
         for peer in self.swarm.members.keys().copied().filter(|p| *p != node).collect::<Vec<_>>() {
@@ -147,7 +147,7 @@ impl Coordinator {
             self.dial(node, peer);
         }
         self.swarm.version += 1;
-        self.swarm.members.insert(node, Member { profile, last_heard: self.now });
+        self.swarm.members.insert(node, Member { profile, version, last_heard: self.now });
         if self.run.as_ref().is_some_and(|r| r.is_paused()) {
             self.out.push_back(CoordinatorOutput::ToNode { node, message: ToNode::Pause });
         }

@@ -21,7 +21,7 @@ pub use ids::{Generation, LinkId, NodeId, RunId, SampleId};
 pub const PROTOCOL_VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };
 
 /// A version of the protocol: majors must be equal, minors may differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ProtocolVersion {
     /// Changes that an older peer cannot follow.
     pub major: u8,

@@ -33,8 +33,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub const MILLI: Micros = 1000;
 /// One way between a device and the server, for what is small.
 const SERVER_LATENCY: Micros = 3 * MILLI;
-/// A device that leaves waits for the server's word this long, as `crates/node` does.
-const LEAVER_PATIENCE: Micros = 11 * SECOND;
 
 #[derive(Debug)]
 struct Device {
@@ -59,7 +57,7 @@ struct Device {
 pub enum Act {
     /// A new device comes (or one that was off comes back).
     On(usize),
-    /// It says that it leaves, and goes when the server lets it, or after ten seconds.
+    /// It says that it leaves, and goes when the server lets it.
     Leave(usize),
     /// The page is closed: the stream ends.
     Close(usize),
@@ -114,8 +112,8 @@ enum Event {
     Computer(usize),
     Network(Timer),
     Alive(NodeId),
-    /// It has waited long enough to be let go.
-    GivesUp(NodeId),
+    /// Weights that it asked for beside its work have arrived.
+    FetchedBeside(NodeId, u64),
     NodeTick(NodeId),
     ServerTick,
     Upload(Generation, CheckpointRef, Adapter),
@@ -397,7 +395,7 @@ impl World {
             Event::Computer(computer) => self.computer_due(computer),
             Event::Network(timer) => self.network_due(timer),
             Event::Alive(node) => self.say_alive(node),
-            Event::GivesUp(node) => self.gives_up(node),
+            Event::FetchedBeside(node, number) => self.fetched_beside(node, number),
             Event::NodeTick(node) => self.tick_node(node),
             Event::ServerTick => {
                 if self.server_tick == Some(self.now) {
@@ -419,7 +417,6 @@ impl World {
                 self.devices[device].is_on = false;
                 if let Some(node) = self.node_of(device) {
                     self.up(node, FromNode::Leaving);
-                    self.after(LEAVER_PATIENCE, Event::GivesUp(node));
                 }
             }
             Act::Close(device) => {

@@ -180,14 +180,16 @@ fn who_comes_in_the_last_epoch_changes_nothing() {
     assert_eq!(redone(&world), 0);
 }
 
-/// Two laptops at work up to a step, and one of them leaves: in one way, or in the other.
-fn with_leaver(act: Act, at: (u32, u32)) -> World {
+/// Laptops at work up to a step, and the second of them leaves: in one way, or in the other.
+fn with_leaver(laptops: usize, act: Act, at: (u32, u32)) -> World {
     let mut start = small_run(4, 640, 0, 16, 3);
-    start.wait_for_nodes = 2;
+    start.wait_for_nodes = laptops as u32;
     start.plan.use_all_nodes = true;
-    let mut world = World::new(11, start, random_links(11, vec![laptop(); 2]));
-    world.at(0, Act::On(0));
-    world.at(0, Act::On(1));
+    start.plan.min_stages = laptops as u32 - 1;
+    let mut world = World::new(11, start, random_links(11, vec![laptop(); laptops]));
+    for device in 0..laptops {
+        world.at(0, Act::On(device));
+    }
     world.at(SECOND, Act::Start);
     to_epoch(&mut world, at.0, at.1);
     world.at(world.now, act);
@@ -198,25 +200,51 @@ fn phases(world: &World, wanted: PhaseKind) -> usize {
     world.progress.iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase, .. } if *phase == wanted)).count()
 }
 
+/// When steps were done from `since` on.
+fn steps_since(world: &World, since: Micros) -> Vec<Micros> {
+    world.progress.iter().filter(|(at, p)| *at >= since && matches!(p, RunProgress::Step(_))).map(|(at, _)| *at).collect()
+}
+
+/// The longest time after `since` in which the run came no further: no step was done that had not been done before.
+fn pause(world: &World, since: Micros) -> Micros {
+    let mut reached = None;
+    let mut times = vec![since];
+    for (at, progress) in &world.progress {
+        let RunProgress::Step(step) = progress else { continue };
+        if reached < Some(step.optimiser_steps) {
+            reached = Some(step.optimiser_steps);
+            times.extend((*at > since).then_some(*at));
+        }
+    }
+    times.windows(2).map(|two| two[1] - two[0]).max().expect("steps are done")
+}
+
 #[test]
-fn who_says_that_it_leaves_hands_its_part_over_and_no_step_is_done_twice() {
-    for at in [(0, 4), (0, 16), (1, 4), (1, 16)] {
-        let mut world = with_leaver(Act::Leave(1), at);
+fn who_says_that_it_leaves_hands_its_part_over_while_the_run_goes_on_and_no_step_is_done_twice() {
+    for (laptops, at) in [2, 3].into_iter().flat_map(|n| [(0, 4), (0, 16), (1, 4), (1, 16)].map(|at| (n, at))) {
+        let mut world = with_leaver(laptops, Act::Leave(1), at);
         let said = world.now;
         assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
-        assert!(world.now - said < 11 * SECOND, "let go after {} ms", (world.now - said) / 1000);
+        let gone = world.now;
+        assert!(gone - said < 20 * SECOND, "{at:?}: let go after {} ms", (gone - said) / 1000);
+        assert!(!steps_since(&world, said).is_empty(), "{at:?}: steps are done meanwhile");
         finish(&mut world);
         assert_eq!(redone(&world), 0, "{at:?}: {:#?}", world.events);
         assert_eq!(phases(&world, PhaseKind::Refill), 0, "{at:?}: its entries were moved, not computed again");
-        assert!(phases(&world, PhaseKind::Redistribute) > 0, "{at:?}");
-        assert_eq!(world.plans().last().map(|(_, plan)| plan.nodes().len()), Some(1));
+        assert_eq!(world.plans().last().map(|(_, plan)| plan.nodes().len()), Some(laptops - 1));
+
+        let mut sudden = with_leaver(laptops, Act::Close(1), at);
+        finish(&mut sudden);
+        let (announced, sudden) = (pause(&world, said), pause(&sudden, said));
+        println!("one of {laptops} left at {at:?}: gone after {} ms, the run came no further for {} ms, without a word for {} ms", (gone - said) / 1000, announced / 1000, sudden / 1000);
+        assert!(announced < sudden, "{at:?}: {announced} µs, {sudden} µs without a word");
     }
 }
 
 #[test]
 fn a_page_closed_without_a_word_costs_steps_and_cache_entries() {
     for at in [(0, 16), (1, 16)] {
-        let mut world = with_leaver(Act::Close(1), at);
+        let mut world = with_leaver(2, Act::Close(1), at);
         finish(&mut world);
         assert!(redone(&world) > 0, "{at:?}");
         assert!(phases(&world, PhaseKind::Refill) > 0, "{at:?}");
@@ -239,7 +267,7 @@ fn who_has_no_part_may_go_at_once() {
 
 #[test]
 fn the_last_device_may_go_at_once_and_the_run_waits() {
-    let mut world = with_leaver(Act::Leave(1), (1, 4));
+    let mut world = with_leaver(2, Act::Leave(1), (1, 4));
     assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()));
     to_epoch(&mut world, 1, 20);
     let said = world.now;

@@ -2,7 +2,7 @@
 
 use super::SavedStep;
 use crate::io::{Micros, SECOND};
-use crate::order::{EpochOrder, SampleOrder};
+use crate::order::{EpochOrder, SampleOrder, Slotted};
 use barycenter_protocol::api::EpochView;
 use barycenter_protocol::control::{PhaseKind, StepReport};
 use barycenter_protocol::{NodeId, SampleId};
@@ -130,6 +130,11 @@ impl Books {
         wanted.sort();
         samples.sort();
         Some(ClosedStep { sums, gradient_norm, seconds: took, is_exact: samples == wanted, reports: reports.into_iter().collect() })
+    }
+
+    /// The mini-batch of a step of the epoch that was reported last.
+    pub fn mini_batch(&self, step: u32) -> Vec<Slotted> {
+        self.order.as_ref().map_or(Vec::new(), |(_, order)| order.mini_batch(step))
     }
 
     /// An epoch whose last step is done, the first time it is asked for.

@@ -378,9 +378,13 @@ impl Run {
                 }
             }
             FromNode::Waiting { generation, peers } if current(generation) => {
+                if self.has_missed_stop() {
+                    return self.again(ctx, format!("{} had begun another step already", ctx.swarm.name(node)));
+                }
                 self.stall.waits(ctx.now, node, peers);
                 self.check_stall(ctx);
             }
+            FromNode::TakenOver { generation, round } if current(generation) => self.took_over(node, round),
             FromNode::Failed { generation, reason } if current(generation) && !self.is_over() => self.exclude(ctx, node, reason),
             _ => {}
         }
@@ -411,6 +415,7 @@ impl Run {
         for node in self.late_for_rehearsal(ctx) {
             ctx.dropped.push((node, "it did not get ready in time".into()));
         }
+        self.stop_if_taken_over(ctx);
         self.release_late(ctx);
     }
 
@@ -518,7 +523,7 @@ impl Run {
         if self.hopeless == Some(situation) {
             return;
         }
-        match self.make_plan(ctx, self.start.plan.fill) {
+        match self.plan_taken_over(ctx).map_or_else(|| self.make_plan(ctx, self.start.plan.fill), Ok) {
             Ok((plan, considered)) => self.prepare(ctx, plan, considered),
             Err(error) => {
                 self.hopeless = Some(situation);
@@ -553,7 +558,7 @@ impl Run {
         let mut nodes: BTreeSet<_> = plan.nodes().into_iter().collect();
         self.nodes_before = nodes.len() as u32;
         nodes.extend(self.donors(ctx, &nodes));
-        self.leaving.hands_over = false;
+        self.leaving.begins_anew();
         for node in self.participants.difference(&nodes) {
             ctx.tell(*node, ToNode::Abort { generation: self.generation });
         }
@@ -785,6 +790,17 @@ impl Run {
 
     // ---- books ----
 
+    /// A step of the fill phase is in the cache: each stage wrote its taps.
+    fn note_filled(&mut self, step: u32) {
+        let Some(plan) = &self.plan else { return };
+        let mini_batch = self.books.mini_batch(step);
+        for (stage, member) in plan.stages.iter().flat_map(|s| s.members.iter().map(move |m| (s, m))) {
+            let Some(held) = self.holdings.get_mut(&member.node) else { continue };
+            let taps = self.start.spec.taps_of(&stage.layers);
+            mini_batch.iter().filter(|s| member.slots.contains(&s.slot)).for_each(|s| cache::note(held, s.sample, &taps));
+        }
+    }
+
     fn step_done(&mut self, ctx: &mut Context, node: NodeId, report: StepReport) {
         let spec = &self.start.spec;
         let State::Phase { kind: kind @ (PhaseKind::Fill | PhaseKind::Train), doing, .. } = &self.state else { return };
@@ -802,6 +818,9 @@ impl Run {
         }
         self.last_step = Some((epoch, step));
         self.note_pace(ctx, is_fill, closed.seconds, &closed.reports);
+        if is_fill {
+            self.note_filled(step);
+        }
         if !closed.is_exact {
             ctx.event(Level::Bad, format!("Step {step} of epoch {epoch} was computed on other samples than planned: please report this."));
         }
