@@ -19,7 +19,7 @@ use barycenter_core::order::SampleOrder;
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{CheckpointRef, FromNode, PhaseKind, ToNode};
 use barycenter_protocol::peer::PeerMessage;
-use barycenter_protocol::{Generation, NodeId};
+use barycenter_protocol::{Generation, NodeId, PROTOCOL_VERSION, ProtocolVersion};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 pub use conductor::Marks;
@@ -169,6 +169,8 @@ pub struct World {
     pub sent_to_peers: u64,
     /// Every job takes this many times longer.
     pub pace: f64,
+    /// What devices that join speak.
+    pub version: ProtocolVersion,
     phase: Option<PhaseKind>,
     state: Option<RunState>,
     most_blobs: usize,
@@ -225,6 +227,7 @@ impl World {
             events: Vec::new(),
             sent_to_peers: 0,
             pace: 1.0,
+            version: PROTOCOL_VERSION,
             phase: None,
             state: None,
             most_blobs: 0,

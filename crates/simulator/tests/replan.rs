@@ -4,6 +4,7 @@ use barycenter_core::coordinator::RunProgress;
 use barycenter_core::io::{Micros, SECOND};
 use barycenter_protocol::control::PhaseKind;
 use barycenter_simulator::chaos::{LIMIT, random_links, small_run};
+use barycenter_simulator::house::House;
 use barycenter_simulator::{Act, DeviceSpec, World};
 
 /// So slow that sharing pays even over slow links: a fill step takes seconds, a train step half a second.
@@ -180,17 +181,25 @@ fn who_comes_in_the_last_epoch_changes_nothing() {
     assert_eq!(redone(&world), 0);
 }
 
-/// Laptops at work up to a step, and the second of them leaves: in one way, or in the other.
-fn with_leaver(laptops: usize, act: Act, at: (u32, u32)) -> World {
+/// Laptops of which one is too many, all at work, in an epoch of 40 steps.
+fn with_laptops(laptops: usize, change: impl FnOnce(&mut House)) -> World {
     let mut start = small_run(4, 640, 0, 16, 3);
     start.wait_for_nodes = laptops as u32;
     start.plan.use_all_nodes = true;
     start.plan.min_stages = laptops as u32 - 1;
-    let mut world = World::new(11, start, random_links(11, vec![laptop(); laptops]));
+    let mut house = random_links(11, vec![laptop(); laptops]);
+    change(&mut house);
+    let mut world = World::new(11, start, house);
     for device in 0..laptops {
         world.at(0, Act::On(device));
     }
     world.at(SECOND, Act::Start);
+    world
+}
+
+/// The second of them does something at a step: leaves in one way, or in the other.
+fn with_leaver(laptops: usize, act: Act, at: (u32, u32)) -> World {
+    let mut world = with_laptops(laptops, |_| ());
     to_epoch(&mut world, at.0, at.1);
     world.at(world.now, act);
     world
@@ -239,6 +248,70 @@ fn who_says_that_it_leaves_hands_its_part_over_while_the_run_goes_on_and_no_step
         println!("one of {laptops} left at {at:?}: gone after {} ms, the run came no further for {} ms, without a word for {} ms", (gone - said) / 1000, announced / 1000, sudden / 1000);
         assert!(announced < sudden, "{at:?}: {announced} µs, {sudden} µs without a word");
     }
+}
+
+#[test]
+fn frozen_layers_that_others_take_over_are_fetched_while_the_run_goes_on() {
+    let leave = |act: Act| {
+        let mut world = with_laptops(3, |house| house.network.default_link.bytes_per_second = 1e6); // to the server: 8 s a layer
+        to_epoch(&mut world, 0, 4);
+        let said = world.now;
+        world.at(said, act);
+        assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+        let gone = world.now;
+        finish(&mut world);
+        (world, said, gone)
+    };
+    let (world, said, gone) = leave(Act::Leave(1));
+    assert!(gone - said > 8 * SECOND, "it waited for them: {} ms", (gone - said) / 1000);
+    assert!(steps_since(&world, said).iter().filter(|at| **at < gone).count() >= 4, "{:#?}", world.events);
+    assert_eq!(redone(&world), 0);
+    let (sudden, at, _) = leave(Act::Close(1));
+    let (announced, sudden) = (pause(&world, said), pause(&sudden, at));
+    println!("the run came no further for {} ms, without a word for {} ms", announced / 1000, sudden / 1000);
+    assert!(announced + 8 * SECOND < sudden, "{announced} µs, {sudden} µs without a word");
+}
+
+#[test]
+fn a_leaver_whose_plug_is_pulled_meanwhile_is_lost_like_any_other() {
+    let mut world = with_leaver(3, Act::Leave(1), (0, 16));
+    world.at(world.now + 100_000, Act::PullPlug(1));
+    assert!(world.run_until(LIMIT, |w| w.events.iter().any(|(_, _, text)| text.contains("is gone: the others"))), "{:#?}", world.events);
+    finish(&mut world);
+}
+
+#[test]
+fn a_leaver_that_stands_still_is_waited_for_a_minute_at_most() {
+    let mut world = with_leaver(3, Act::Freeze(1), (0, 16));
+    let said = world.now;
+    world.at(said, Act::Leave(1));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+    assert!(world.now - said <= 61 * SECOND, "{} ms", (world.now - said) / 1000);
+    finish(&mut world);
+}
+
+#[test]
+fn two_that_leave_one_after_the_other_hand_over_to_the_third() {
+    let mut world = with_laptops(3, |_| ());
+    world.start.plan.min_stages = 1;
+    to_epoch(&mut world, 1, 4);
+    world.at(world.now, Act::Leave(1));
+    world.at(world.now + SECOND / 5, Act::Leave(2));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none() && w.node_of(2).is_none()), "{:#?}", world.events);
+    finish(&mut world);
+    assert_eq!((redone(&world), phases(&world, PhaseKind::Refill)), (0, 0), "{:#?}", world.events);
+}
+
+#[test]
+fn among_devices_of_an_older_version_who_leaves_goes_at_once() {
+    let mut world = with_laptops(2, |_| ());
+    world.version.minor = 1;
+    to_epoch(&mut world, 1, 4);
+    let said = world.now;
+    world.at(said, Act::Leave(1));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+    assert!(world.now - said < SECOND / 10, "{} ms", (world.now - said) / 1000);
+    finish(&mut world);
 }
 
 #[test]

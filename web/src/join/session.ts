@@ -8,9 +8,9 @@ import type { ThreadPlan } from '../threads';
 const WASM_URL = '/assets/node_bg.wasm';
 const THREADED_WASM_URL = '/assets/node_threads_bg.wasm';
 const WORKER_URL = '/assets/worker.js';
-/** Time the others get to take over from this device before its Worker is ended. */
-const HAND_OVER_MILLIS = 13_000;
-/** The same at a second wish to leave: time to say goodbye. */
+/** Time the others get to take over from this device before its Worker is ended: somewhat longer than the node waits itself. */
+const HAND_OVER_MILLIS = 70_000;
+/** Time to say goodbye where nobody waits for that. */
 const LEAVE_MILLIS = 2000;
 
 export interface StayOptions {
@@ -25,8 +25,10 @@ export interface StayOptions {
 
 /** A started stay. */
 export interface Stay {
-  /** Says goodbye, and lets the others take over first; at once when called again. A `left` event follows even if the node no longer answers. */
+  /** Lets the others take over and says goodbye; called again, at once. A `left` event follows even if the node no longer answers. */
   leave(): void;
+  /** Says goodbye without waiting for the others. */
+  leaveAtOnce(): void;
 }
 
 /** The compiled node, and with how many threads it is to compute. */
@@ -56,7 +58,7 @@ export function startStay(node: CompiledNode, options: StayOptions, onEvent: (ev
   const bridge = startRtcBridge(channel.port1);
   const failures = new BroadcastChannel(`barycenter threads ${crypto.randomUUID()}`);
   let over = false;
-  let wished = false;
+  let isLeaving = false;
   const end = (event: NodeEvent): void => {
     if (over) return;
     over = true;
@@ -79,14 +81,16 @@ export function startStay(node: CompiledNode, options: StayOptions, onEvent: (ev
   };
   const start: StartMessage = { type: 'start', origin: location.origin, rtcPort: channel.port2, failures: failures.name, ...node, ...options };
   worker.postMessage(start, [channel.port2]);
-  return {
-    leave() {
-      const millis = wished ? LEAVE_MILLIS : HAND_OVER_MILLIS;
-      wished = true;
-      worker.postMessage({ type: 'leave' } satisfies ToWorker);
-      setTimeout(() => end({ type: 'left', reason: 'You left.' }), millis);
-    },
+  const leave = (): void => {
+    worker.postMessage({ type: 'leave' } satisfies ToWorker);
+    setTimeout(() => end({ type: 'left', reason: 'You left.' }), isLeaving ? LEAVE_MILLIS : HAND_OVER_MILLIS);
+    isLeaving = true;
   };
+  const leaveAtOnce = (): void => {
+    if (!isLeaving) leave();
+    leave();
+  };
+  return { leave, leaveAtOnce };
 }
 
 /** Keeps the screen on until closed, asking again whenever the page comes back to the front. */

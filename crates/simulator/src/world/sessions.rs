@@ -10,7 +10,7 @@ use crate::timing::{Seconds, Weights};
 use barycenter_core::coordinator::CoordinatorInput;
 use barycenter_core::io::{Job, JobId, JobResult, Micros, NodeInput, NodeOutput, SECOND, StagePart};
 use barycenter_core::node::Node;
-use barycenter_protocol::{NodeId, PROTOCOL_VERSION};
+use barycenter_protocol::NodeId;
 use barycenter_protocol::control::{Counters, FromNode, ToNode};
 use barycenter_protocol::plan::DeviceProfile;
 use std::collections::{BTreeMap, VecDeque};
@@ -70,7 +70,7 @@ impl World {
         if self.left_out.contains(&index) {
             self.serve(CoordinatorInput::LeaveOut { node });
         }
-        self.serve(CoordinatorInput::NodeJoined { profile, version: PROTOCOL_VERSION });
+        self.serve(CoordinatorInput::NodeJoined { profile, version: self.version });
     }
 
     /// The session is over on the device's side; its peers notice sooner or later.
