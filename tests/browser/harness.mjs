@@ -218,6 +218,11 @@ export class Program {
     return this.ended;
   }
 
+  /** Ctrl-C. */
+  interrupt() {
+    this.#child.kill('SIGINT');
+  }
+
   /** Asks it to stop; after five seconds, makes it. */
   async end() {
     if (this.#over) return;

@@ -2,6 +2,7 @@
 
 use barycenter_core::coordinator::RunProgress;
 use barycenter_core::io::{Micros, SECOND};
+use barycenter_core::planner::FillWish;
 use barycenter_protocol::control::PhaseKind;
 use barycenter_simulator::chaos::{LIMIT, random_links, small_run};
 use barycenter_simulator::house::House;
@@ -270,6 +271,26 @@ fn frozen_layers_that_others_take_over_are_fetched_while_the_run_goes_on() {
     let (announced, sudden) = (pause(&world, said), pause(&sudden, at));
     println!("the run came no further for {} ms, without a word for {} ms", announced / 1000, sudden / 1000);
     assert!(announced + 8 * SECOND < sudden, "{announced} µs, {sudden} µs without a word");
+}
+
+#[test]
+fn what_a_leaver_computed_in_a_refill_is_not_computed_again() {
+    // what is left to compute after somebody has left in the middle
+    let left = |act: Act| {
+        let mut world = with_laptops(3, |_| ());
+        world.start.plan.fill = FillWish::ForwardOnly;
+        assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Refill)));
+        world.run_to(world.now + 20 * SECOND);
+        assert_eq!(world.phase(), Some(PhaseKind::Refill));
+        world.at(world.now, act);
+        finish(&mut world);
+        let counts = world.events.iter().filter_map(|(_, _, text)| text.strip_prefix("Computing the cache entries of ")?.split(' ').next()?.parse::<u32>().ok());
+        counts.collect::<Vec<_>>()
+    };
+    let (announced, sudden) = (left(Act::Leave(1)), left(Act::Close(1)));
+    println!("samples to compute: {announced:?}, without a word {sudden:?}");
+    assert_eq!((announced.len(), announced[0], sudden[0]), (2, 640, 640));
+    assert!(announced[1] + 100 < sudden[1], "{announced:?}, without a word {sudden:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! 1. *While the run goes on*, the others fetch the frozen layers that the plan without the leaver asks of them, and the leaver
 //!    sends them the cache entries that nobody else holds. Who was idle gets ready as for any change of plan (`run/replan.rs`).
 //! 2. Once all have done so, the nodes at work end before a step that none of them has begun, and leave a checkpoint there; or the
-//!    epoch ends first.
+//!    epoch ends first. A refill has no steps: it ends where it is.
 //! 3. The new plan goes without the leaver. It stays as long as it holds entries that the others still lack (those of the last
 //!    steps), hands them over, and is released before the next step.
 //!
@@ -34,6 +34,8 @@ pub(super) struct Leaving {
     until: BTreeMap<NodeId, Micros>,
     /// Whose entries are not worth moving.
     left_behind: BTreeSet<NodeId>,
+    /// Who may hold more than it has said.
+    unreported: BTreeSet<NodeId>,
     /// What is done beside the steps.
     takeover: Option<Takeover>,
     /// The plan that the others took over for, and the devices that were asked about it.
@@ -77,6 +79,7 @@ impl Leaving {
     pub fn begins_anew(&mut self) {
         self.takeover = None;
         self.planned = None;
+        self.unreported.clear();
         self.hands_over = false;
     }
 }
@@ -98,9 +101,9 @@ impl Run {
         match &self.state {
             // There is another plan soon anyway.
             State::Phase { stop: Some(_), .. } | State::Phase { held_out_only: true, .. } | State::Boundary { .. } => {}
-            State::Phase { kind: PhaseKind::Fill | PhaseKind::Train, .. } => self.take_over(ctx, planned),
             // Nothing is lost: no step was done since the checkpoint.
-            State::Preparing { .. } | State::Phase { .. } => self.regenerate(ctx),
+            State::Preparing { .. } | State::Phase { kind: PhaseKind::Redistribute, .. } => self.regenerate(ctx),
+            State::Phase { .. } => self.take_over(ctx, planned),
             State::Gathering { .. } | State::Over => self.release(ctx, node),
         }
     }
@@ -108,7 +111,7 @@ impl Run {
     /// Whether the others would miss a node: it works, or holds entries that nobody else does.
     fn is_of_use(&self, node: NodeId) -> bool {
         let works = match &self.state {
-            State::Phase { kind: PhaseKind::Fill | PhaseKind::Train, doing, .. } => doing.contains(&node),
+            State::Phase { doing, .. } => doing.contains(&node),
             _ => true,
         };
         self.participants.contains(&node) && (works || self.is_only_holder(node, &self.participants))
@@ -195,16 +198,25 @@ impl Run {
         (linked == considered).then_some((plan, considered))
     }
 
-    /// All have what they need, or had half of the time that a leaver waits: the work stops before a step, or at the end of the epoch.
+    /// All have what they need, or had half of the time that a leaver waits: the work stops.
     pub(super) fn stop_if_taken_over(&mut self, ctx: &mut Context) {
         let is_ready = |t: &mut Takeover| t.until <= ctx.now || t.pending.is_empty() && self.rehearsal.as_ref().is_none_or(|r| r.pending.is_empty());
         let Some(takeover) = self.leaving.takeover.take_if(is_ready) else { return };
         // What has not come through by now would not in the time that is left.
         self.leaving.left_behind.extend(takeover.pending.iter().filter(|node| self.leaving.until.contains_key(node)));
-        let State::Phase { kind: PhaseKind::Fill | PhaseKind::Train, held_out_only: false, .. } = self.state else { return };
-        match self.stop_step(ctx) {
-            Some(step) => self.stop_before(ctx, step),
-            None => self.leaving.until.keys().copied().collect::<Vec<_>>().into_iter().for_each(|node| self.release(ctx, node)),
+        match &self.state {
+            State::Phase { kind: PhaseKind::Fill | PhaseKind::Train, held_out_only: false, .. } => match self.stop_step(ctx) {
+                Some(step) => self.stop_before(ctx, step),
+                None => self.leaving.until.keys().copied().collect::<Vec<_>>().into_iter().for_each(|node| self.release(ctx, node)),
+            },
+            // What a refill has computed is in the caches, as the nodes say when they get ready for the new plan.
+            State::Phase { kind: PhaseKind::Refill, doing, .. } => {
+                let refilling = self.leaving.until.keys().copied().filter(|node| doing.contains(node));
+                self.leaving.unreported.extend(refilling);
+                if self.fills { self.boundary(ctx, (1, 0)) } else { self.regenerate(ctx) }
+            }
+            // There is another plan soon anyway.
+            _ => {}
         }
     }
 
@@ -249,7 +261,7 @@ impl Run {
     /// Who is about to leave and holds what those of a new plan lack.
     pub(super) fn donors(&self, ctx: &Context, others: &BTreeSet<NodeId>) -> Vec<NodeId> {
         let may = |n: &NodeId| ctx.swarm.members.contains_key(n) && !self.is_left_out(ctx.now, *n) && !self.leaving.left_behind.contains(n);
-        self.leaving.until.keys().copied().filter(|n| may(n) && self.is_only_holder(*n, others)).collect()
+        self.leaving.until.keys().copied().filter(|n| may(n) && (self.leaving.unreported.contains(n) || self.is_only_holder(*n, others))).collect()
     }
 
     /// Lets those who are about to leave hand over what they hold; true if there is anything. Otherwise they may go.
