@@ -218,9 +218,9 @@ export class Program {
     return this.ended;
   }
 
-  /** Ctrl-C. */
-  interrupt() {
-    this.#child.kill('SIGINT');
+  /** Sends it a signal: `SIGINT` is Ctrl-C, `SIGSTOP` makes it stand still. */
+  signal(name) {
+    this.#child.kill(name);
   }
 
   /** Asks it to stop; after five seconds, makes it. */
