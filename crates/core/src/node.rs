@@ -191,7 +191,9 @@ impl Node {
 
     /// The next output; call until it is `Wait`.
     pub fn poll(&mut self) -> NodeOutput {
-        self.out.queue.pop_front().unwrap_or_else(|| NodeOutput::Wait(self.active.as_ref().and_then(|a| a.waiting.as_ref()).map(|w| w.report_at)))
+        // While a job of a takeover is outstanding, its end is what is waited for.
+        let waiting = self.active.as_ref().filter(|a| a.job.is_none()).and_then(|a| a.waiting.as_ref());
+        self.out.queue.pop_front().unwrap_or_else(|| NodeOutput::Wait(waiting.map(|w| w.report_at)))
     }
 
     /// The generation it works for.
