@@ -60,7 +60,7 @@ pub fn eco_fl_table_2_micro_batches(model: Model, technique: Technique) -> usize
         (Model::T5Base, _) => 12,
         (Model::BartLarge, Technique::Full) => 4,
         (Model::BartLarge, _) => 16,
-        (Model::T5Large, _) => 6,
+        (Model::T5Large, _) => 5,
     }
 }
 

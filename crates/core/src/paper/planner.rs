@@ -2,7 +2,7 @@
 //!
 //! Two things are said at their place because the paper is silent: among stagings whose slowest stages are equally slow,
 //! the one with the lower peak memory is taken, and no device gets less than one sample of a micro-batch. As in the paper,
-//! the memory test sees one micro-batch; how many a stage can then hold in flight is [`Problem::in_flight`], which only the
+//! the memory test sees one micro-batch; what a stage can then hold in flight is [`Problem::in_flight`], which only the
 //! played schedule looks at. What a household gets is planned by [`crate::planner`] instead.
 
 use std::ops::{Range, RangeInclusive};
@@ -215,16 +215,20 @@ impl Problem {
         (seconds(self.boundary_bytes.0), seconds(self.boundary_bytes.1))
     }
 
-    /// Most micro-batches that each stage's devices can hold at once, at most what 1F1B wants there, s − i.
+    /// Micro-batches whose activations each stage's devices can hold at once, at most what 1F1B wants there, s − i: a
+    /// stage with room for 1.4 can begin its second forward, by 0.4 of its layers, before the first backward frees anything.
     ///
-    /// `None`: not even one. A stage never runs further ahead than the one before it feeds it.
-    pub fn in_flight(&self, staging: &Staging, micro_batch: f64) -> Option<Vec<usize>> {
+    /// `None`: not even one. A stage never runs whole micro-batches further ahead than the one before it feeds it.
+    pub fn in_flight(&self, staging: &Staging, micro_batch: f64) -> Option<Vec<f64>> {
         let count = staging.stages.len();
         let mut limit = count;
         let held = staging.stages.iter().enumerate().map(|(i, stage)| {
             let budget = self.devices[stage.devices.clone()].iter().map(|d| d.memory_gib).fold(f64::INFINITY, f64::min);
-            limit = (1..=limit.min(count - i)).rev().find(|k| self.memory_gib(stage, micro_batch, *k) <= budget)?;
-            Some(limit)
+            let (none, one) = (self.memory_gib(stage, micro_batch, 0), self.memory_gib(stage, micro_batch, 1));
+            let room = if one > none { (budget - none) / (one - none) } else { f64::INFINITY };
+            let room = room.min((count - i) as f64);
+            limit = limit.min((room + TIE) as usize);
+            (limit > 0).then_some(if room >= (limit + 1) as f64 { limit as f64 } else { room })
         });
         held.collect()
     }

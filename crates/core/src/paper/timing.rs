@@ -4,9 +4,8 @@ use super::Model;
 use super::accounting::{ENCODER_TOKENS, F32};
 use super::planner::{Network, Plan, Problem, Staging};
 use super::profile::cached_sample_seconds;
-use std::iter::repeat_n;
 
-/// Plays one mini-batch of `micro_batches` through 1F1B with as many in flight as fit; then the slowest group's AllReduce.
+/// Plays one mini-batch of `micro_batches` through 1F1B with as much in flight as fits; then the slowest group's AllReduce.
 ///
 /// `None`: a stage cannot hold a single micro-batch.
 pub fn step_seconds(problem: &Problem, staging: &Staging, micro_batch: f64, micro_batches: usize) -> Option<f64> {
@@ -21,36 +20,53 @@ pub fn plan_step_seconds(problem: &Problem, plan: &Plan) -> Option<f64> {
     step_seconds(problem, &plan.staging, plan.micro_batch, plan.micro_batches)
 }
 
-/// The end of the 1F1B schedule: stage i runs `in_flight[i]` − 1 forwards ahead, then one forward and one backward in turn.
+/// The end of the 1F1B schedule: stage i runs ⌊`in_flight[i]`⌋ − 1 forwards ahead, then one forward and one backward in
+/// turn. Where it would wait for a backward and has room for a part of another micro-batch, it runs that part of the
+/// forward meanwhile, layer by layer, and the rest when the backward has freed its activations.
 ///
-/// `compute`: forward and backward seconds of a micro-batch per stage; `in_flight`: at least 1, not growing along the
-/// pipeline; `transfer`: forward and backward over a boundary.
-pub fn one_forward_one_backward(compute: &[(f64, f64)], in_flight: &[usize], transfer: (f64, f64), micro_batches: usize) -> f64 {
+/// `compute`: forward and backward seconds of a micro-batch per stage; `in_flight`: at least 1, whole parts not growing along
+/// the pipeline; `transfer`: forward and backward over a boundary.
+pub fn one_forward_one_backward(compute: &[(f64, f64)], in_flight: &[f64], transfer: (f64, f64), micro_batches: usize) -> f64 {
     let (stages, count) = (compute.len(), micro_batches);
-    // true: forward
-    let orders: Vec<Vec<bool>> = (0..stages)
-        .map(|i| {
-            let ahead = (in_flight[i] - 1).min(count);
-            repeat_n(true, ahead).chain((ahead..count).flat_map(|_| [true, false])).chain(repeat_n(false, ahead)).collect()
-        })
-        .collect();
     let (mut forward, mut backward) = (vec![Vec::new(); stages], vec![Vec::new(); stages]);
     let mut free = vec![0.0f64; stages];
+    // share of the next forward that is done
+    let mut begun = vec![0.0f64; stages];
+    // A backward waits until it is known whether the next forward's input comes before it, or only because of it.
+    let mut decided = false;
     while backward[0].len() < count {
+        let mut moved = false;
         for i in 0..stages {
-            while let Some(is_forward) = orders[i].get(forward[i].len() + backward[i].len()) {
+            loop {
                 let (f, b) = (forward[i].len(), backward[i].len());
-                let ready: Option<f64> = match (*is_forward, i) {
-                    (true, 0) => Some(0.0),
-                    (true, _) => forward[i - 1].get(f).map(|end| end + transfer.0),
-                    (false, _) if i + 1 == stages => forward[i].get(b).copied(),
-                    (false, _) => backward[i + 1].get(b).map(|end| end + transfer.1),
-                };
-                let Some(ready) = ready else { break };
-                free[i] = free[i].max(ready) + if *is_forward { compute[i].0 } else { compute[i].1 };
-                if *is_forward { forward[i].push(free[i]) } else { backward[i].push(free[i]) }
+                let whole = (in_flight[i] + 1e-9).floor();
+                let part = (in_flight[i] - whole).max(0.0);
+                let arrived = |n: usize| if i == 0 { Some(0.0) } else { forward[i - 1].get(n).map(|end: &f64| end + transfer.0) };
+                if f < count && ((f - b) as f64) < whole {
+                    let Some(ready) = arrived(f) else { break };
+                    free[i] = free[i].max(ready) + (1.0 - begun[i]) * compute[i].0;
+                    begun[i] = 0.0;
+                    forward[i].push(free[i]);
+                } else if b < f {
+                    let ready = if i + 1 == stages { forward[i].get(b).copied() } else { backward[i + 1].get(b).map(|end: &f64| end + transfer.1) };
+                    let Some(ready) = ready else { break };
+                    let can_begin = part > 1e-9 && whole < (stages - i) as f64 && f < count;
+                    match arrived(f).filter(|_| can_begin) {
+                        Some(input) => begun[i] = ((ready - free[i].max(input)) / compute[i].0).clamp(0.0, part),
+                        None if can_begin && !decided => break,
+                        None => {}
+                    }
+                    free[i] = free[i].max(ready) + compute[i].1;
+                    backward[i].push(free[i]);
+                    decided = false;
+                } else {
+                    break;
+                }
+                moved = true;
             }
         }
+        assert!(moved || !decided, "in_flight grows along the pipeline");
+        decided = !moved;
     }
     free.into_iter().fold(0.0, f64::max)
 }

@@ -134,7 +134,7 @@ fn equal_devices_and_layers_are_split_evenly() {
 #[test]
 fn balanced_1f1b_has_the_textbook_length() {
     for (stages, micro_batches) in [(1, 4), (2, 2), (3, 8), (4, 4), (4, 1)] {
-        let in_flight: Vec<_> = (0..stages).map(|i| stages - i).collect();
+        let in_flight: Vec<_> = (0..stages).map(|i| (stages - i) as f64).collect();
         let length = one_forward_one_backward(&vec![(1.0, 2.0); stages], &in_flight, (0.0, 0.0), micro_batches);
         assert_eq!(length, 3.0 * (micro_batches + stages - 1) as f64, "{stages} stages, {micro_batches} micro-batches");
     }
@@ -142,6 +142,14 @@ fn balanced_1f1b_has_the_textbook_length() {
 
 #[test]
 fn one_micro_batch_in_flight_runs_stage_after_stage() {
-    let length = one_forward_one_backward(&[(1.0, 2.0); 3], &[1, 1, 1], (0.5, 0.25), 4);
+    let length = one_forward_one_backward(&[(1.0, 2.0); 3], &[1.0, 1.0, 1.0], (0.5, 0.25), 4);
     assert_eq!(length, 4.0 * (9.0 + 2.0 * 0.75));
+}
+
+#[test]
+fn room_for_a_part_of_a_micro_batch_is_used_while_a_stage_waits() {
+    let play = |first: f64| one_forward_one_backward(&[(4.0, 1.0), (2.0, 1.0)], &[first, 1.0], (0.0, 0.0), 2);
+    // one after the other, 2 · (4 + 2 + 1 + 1); half of the second forward takes 2 of the 3 s in which the first stage waits;
+    // more than those 3 cannot be done meanwhile; with room for both, the second forward delays the first backward by 1 s
+    assert_eq!([1.0, 1.5, 1.9, 2.0].map(play), [16.0, 14.0, 13.0, 12.0]);
 }

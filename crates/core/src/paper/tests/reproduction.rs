@@ -27,8 +27,8 @@ fn every_grouping_of_figure_10_is_the_papers() {
 fn pac_rows_of_table_2_are_predicted_within_what_the_document_says() {
     let table = table_2(&Assumptions::default());
     let row = table.iter().find(|r| r.system == System::Pac).expect("Table 2 has PAC");
-    // the goal is 10 %; T5-Large misses it: docs/PAPER.md says why
-    for (model, bound) in Model::ALL.into_iter().zip([0.05, 0.085, 0.14]) {
+    // the goal is 10 %
+    for (model, bound) in Model::ALL.into_iter().zip([0.05, 0.085, 0.05]) {
         for cell in &row.hours[model as usize] {
             let difference = cell.difference().expect("PAC never runs out of memory");
             assert!(difference.abs() < bound, "{}: {:+.1} %", model.name(), 100.0 * difference);
@@ -67,14 +67,18 @@ fn the_order_of_systems_is_the_papers() {
 }
 
 #[test]
-fn t5_large_overlaps_nothing_in_table_2_although_its_plan_promises_it() {
+fn t5_large_overlaps_less_in_table_2_than_its_plan_promises() {
     let assumptions = Assumptions::default();
     let problem = testbed(Model::T5Large, Technique::ParallelAdapters, 4, &assumptions);
     let plan = pac_plan(&problem, MINI_BATCH, &assumptions).expect("it fits");
     assert_eq!(plan.staging.grouping(), [1, 2, 1]);
-    assert_eq!(problem.in_flight(&plan.staging, plan.micro_batch), Some(vec![1, 1, 1]));
+    // no stage has room for a second micro-batch of eight samples, two have room for a part of it
+    let in_flight = problem.in_flight(&plan.staging, plan.micro_batch).expect("one micro-batch fits");
+    for (room, expected) in in_flight.into_iter().zip([1.72, 1.26, 1.0]) {
+        assert!((room - expected).abs() < 0.01, "{room} instead of {expected}");
+    }
     let step = plan_step_seconds(&problem, &plan).expect("one micro-batch fits");
-    // the paper's is 7.6 to 7.7 s
+    // the paper's is 7.6 to 7.7 s; stage after stage it would be 8.63
     assert!((plan.phases.total() - 5.75).abs() < 0.01, "{}", plan.phases.total());
-    assert!((step - 8.63).abs() < 0.01, "{step}");
+    assert!((step - 7.65).abs() < 0.01, "{step}");
 }
