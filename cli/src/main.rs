@@ -31,7 +31,7 @@ struct Arguments {
 enum Command {
     /// The home server: pages, pairing, weights, data, runs. Prints the address and its QR code.
     Serve(serve::Options),
-    /// A node without a browser: joins the server of an invitation and works until Ctrl-C.
+    /// A node without a browser: joins the server of an invitation and works until Ctrl-C (the others take over first; a second one leaves at once).
     Node(node::Options),
     /// Fine-tunes on this one computer, without a network: parallel adapters, LoRA, bottleneck adapters or all weights.
     Train(Box<train::Options>),

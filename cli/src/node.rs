@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use barycenter_node::events::NodeEvent;
-use barycenter_node_native::{NativeNode, default_memory_budget_bytes};
+use barycenter_node_native::{NativeNode, default_memory_budget_bytes, interrupts};
 use barycenter_protocol::auth::Invitation;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ pub struct Options {
     relay: bool,
 }
 
-/// Works until Ctrl-C, or until the server says goodbye.
+/// Works until Ctrl-C (or SIGTERM), or until the server says goodbye. After the first Ctrl-C the others take over, at a second it leaves at once.
 pub fn run(options: Options) -> Result<ExitCode> {
     let invitation = Invitation::parse(&options.join).map_err(|sentence| anyhow!(sentence))?;
     let name = options.name.unwrap_or_else(host_name);
@@ -48,9 +48,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         relay_only: options.relay,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(node.run(print, async {
-        let _ = tokio::signal::ctrl_c().await;
-    }))?;
+    runtime.block_on(node.run(print, interrupts()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -67,6 +65,7 @@ fn print(event: NodeEvent) {
         }
         NodeEvent::Link { peer, up: false, reason, .. } => println!("link to node {peer} ended: {}", reason.unwrap_or_default()),
         NodeEvent::Reconnecting { reason, attempt } => println!("server lost ({reason}), attempt {attempt}"),
+        NodeEvent::Leaving => println!("leaving: the others take over first; Ctrl-C again leaves at once"),
         NodeEvent::Left { reason } => println!("{reason}"),
         NodeEvent::Error { message, .. } => eprintln!("{message}"),
         NodeEvent::Check { ok: false, text, .. } => eprintln!("{text}"),

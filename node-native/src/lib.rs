@@ -17,6 +17,7 @@ use barycenter_protocol::auth::Invitation;
 use barycenter_protocol::control::NodeKind;
 use barycenter_transport::Http;
 use barycenter_transport::native::{NativeConnector, NativeOptions};
+use futures::StreamExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -40,13 +41,14 @@ pub struct NativeNode {
 }
 
 impl NativeNode {
-    /// Runs until `leave` ends, the server says goodbye, or the node is refused. Must be called inside a tokio runtime
-    /// with more than one thread; the node itself stays on the calling one.
-    pub async fn run(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl Future<Output = ()> + 'static) -> Result<()> {
+    /// Runs until the server lets it go after the first item of `leave`, until the second item, until the server says goodbye, or
+    /// until the node is refused. Must be called inside a tokio runtime with more than one thread; the node itself stays on the
+    /// calling one.
+    pub async fn run(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl futures::Stream<Item = ()> + 'static) -> Result<()> {
         tokio::task::LocalSet::new().run_until(self.run_here(on_event, leave)).await
     }
 
-    async fn run_here(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl Future<Output = ()>) -> Result<()> {
+    async fn run_here(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl futures::Stream<Item = ()>) -> Result<()> {
         let storage = FolderStorage::new(&self.data_dir).with_context(|| format!("the folder {} cannot be used", self.data_dir.display()))?;
         let device_token = device_token(&storage).await?;
         let device = open_device(self.backend, &storage).await?;
@@ -70,6 +72,24 @@ impl NativeNode {
         run_node(config, shell, device, leave).await?;
         Ok(())
     }
+}
+
+/// Every Ctrl-C, and where there is one every SIGTERM.
+pub fn interrupts() -> impl futures::Stream<Item = ()> {
+    let ctrl_c = futures::stream::unfold((), |()| async { tokio::signal::ctrl_c().await.ok().map(|()| ((), ())) });
+    futures::stream::select(ctrl_c, terminations())
+}
+
+#[cfg(unix)]
+fn terminations() -> impl futures::Stream<Item = ()> {
+    futures::stream::once(async { tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) })
+        .filter_map(|signal| std::future::ready(signal.ok()))
+        .flat_map(|signal| futures::stream::unfold(signal, |mut signal| async { signal.recv().await.map(|()| ((), signal)) }))
+}
+
+#[cfg(not(unix))]
+fn terminations() -> impl futures::Stream<Item = ()> {
+    futures::stream::empty()
 }
 
 /// The device's token, made at the first visit.

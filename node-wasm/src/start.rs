@@ -11,10 +11,9 @@ use barycenter_protocol::auth::{Invitation, RoomSecret};
 use barycenter_protocol::control::NodeKind;
 use barycenter_transport::web::WebConnector;
 use barycenter_transport::{Http, platform};
-use futures::channel::oneshot;
+use futures::channel::mpsc;
 use js_sys::Function;
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
 use std::rc::Rc;
 use wasm_bindgen::prelude::{JsError, JsValue, wasm_bindgen};
 use web_sys::MessagePort;
@@ -37,16 +36,14 @@ struct Options {
 /// A running node.
 #[wasm_bindgen]
 pub struct NodeHandle {
-    leave: RefCell<Option<oneshot::Sender<()>>>,
+    leave: mpsc::UnboundedSender<()>,
 }
 
 #[wasm_bindgen]
 impl NodeHandle {
-    /// Says goodbye to the server; a `left` event follows.
+    /// Says goodbye to the server, and lets the others take over first; called again, leaves at once. A `left` event follows.
     pub fn leave(&self) {
-        if let Some(sender) = self.leave.borrow_mut().take() {
-            let _ = sender.send(());
-        }
+        let _ = self.leave.unbounded_send(());
     }
 }
 
@@ -88,15 +85,14 @@ pub async fn start_node(options: JsValue, rtc_port: MessagePort, on_event: Funct
         storage_budget_bytes: options.storage_quota_bytes as u64,
         relay_only: options.relay,
     };
-    let (leave, left) = oneshot::channel();
+    let (leave, left) = mpsc::unbounded();
     platform::spawn_local(async move {
         // A dropped sender (the page let go of the handle) is no farewell: the node works on.
-        let leave = async { if left.await.is_err() { std::future::pending().await } };
-        if let Err(error) = run_node(config, shell, device, leave).await {
+        if let Err(error) = run_node(config, shell, device, left).await {
             say(NodeEvent::Error { message: error.to_string(), fatal: true });
         }
     });
-    Ok(NodeHandle { leave: RefCell::new(Some(leave)) })
+    Ok(NodeHandle { leave })
 }
 
 fn emit(on_event: &Function, event: &NodeEvent) {

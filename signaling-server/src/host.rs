@@ -312,6 +312,7 @@ impl Host {
             memory_budget_bytes: request.memory_budget_bytes,
             storage_budget_bytes: request.storage_budget_bytes,
         };
+        let version = request.version;
         let is_left_out = self.left_out.contains(&request.device_token);
         self.closed.push(Box::pin(async move {
             let _ = dropped.await;
@@ -321,7 +322,7 @@ impl Host {
         if is_left_out {
             self.tell(CoordinatorInput::LeaveOut { node });
         }
-        self.tell(CoordinatorInput::NodeJoined { profile });
+        self.tell(CoordinatorInput::NodeJoined { profile, version });
         Ok(stream)
     }
 

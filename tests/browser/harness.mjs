@@ -218,6 +218,11 @@ export class Program {
     return this.ended;
   }
 
+  /** Sends it a signal: `SIGINT` is Ctrl-C, `SIGSTOP` makes it stand still. */
+  signal(name) {
+    this.#child.kill(name);
+  }
+
   /** Asks it to stop; after five seconds, makes it. */
   async end() {
     if (this.#over) return;

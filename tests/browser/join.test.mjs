@@ -69,6 +69,43 @@ test('a page without any secret says what to do', async () => {
   await page.getByTestId('refusal').waitFor();
 });
 
+test('a page that leaves a run at work hands its part over', async () => {
+  const dataset = await household.uploadRows(64);
+  const native = await household.joinNative('Stays');
+  const { page, context } = await household.joinPage(browser, 'Leaves', phone);
+  const run = await household.startRun(dataset, { epochs: 400, exact_match_rows: 0 });
+  await household.untilRun(run, 'both train', ({ phase, plan }) => phase === 'train' && plan.train.length === 2);
+  await page.getByTestId('leave').click();
+  await page.getByTestId('over').waitFor({ timeout: 60_000 });
+  await household.untilRun(run, 'the other goes on alone', ({ plan }) => plan.train.length === 1);
+  const said = (await household.snapshot()).events.map((event) => event.text);
+  assert.ok(said.includes('Leaves is about to leave: the others take over first.'), said.join('\n'));
+  assert.deepEqual(said.filter((text) => /is gone|broke/.test(text)), [], said.join('\n'));
+  await household.api(`/api/runs/${run.run}/stop`, { method: 'POST' });
+  await context.close();
+  await native.end();
+  await household.untilNobody();
+});
+
+test('a page that hands its part over may leave at once', async () => {
+  const dataset = await household.uploadRows(64);
+  const native = await household.joinNative('Stands still');
+  const { page, context } = await household.joinPage(browser, 'Leaves', phone);
+  const run = await household.startRun(dataset, { epochs: 400, exact_match_rows: 0 });
+  await household.untilRun(run, 'both train', ({ phase, plan }) => phase === 'train' && plan.train.length === 2);
+  native.signal('SIGSTOP');
+  await page.getByTestId('leave').click();
+  await page.getByTestId('leave-now').waitFor();
+  assert.equal(await page.getByTestId('doing').innerText(), 'Handing over to the others');
+  await screenshot(page, 'join-phone-hands-over', { fullPage: true });
+  await page.getByTestId('leave-now').click();
+  await page.getByTestId('over').waitFor({ timeout: 3_000 });
+  await household.api(`/api/runs/${run.run}/stop`, { method: 'POST' });
+  await native.kill();
+  await context.close();
+  await household.untilNobody();
+});
+
 test('a closed page is noticed within five seconds', async () => {
   const { context } = await household.joinPage(browser, 'Closing');
   await context.close();

@@ -1,8 +1,8 @@
-// What a household does to a run: a node is killed, the server is restarted, a node comes late.
+// What a household does to a run: a node is killed, a node leaves, the server is restarted, a node comes late.
 //
 //   barycenter serve (killed and started again)
 //     ├── barycenter node "A"
-//     ├── barycenter node "B"  (killed)
+//     ├── barycenter node "B"  (killed, or interrupted)
 //     └── barycenter node "C"  (comes late)
 
 import assert from 'node:assert/strict';
@@ -50,6 +50,48 @@ test('a node killed while training from the cache costs no sample', async () => 
   const whole = await household.untilRun(run, 'the run ends', done);
   assertWhole(whole);
   assert.deepEqual(whole.plan.train.map((share) => share.slots), [{ start: 0, end: 16 }], 'A trains alone');
+});
+
+for (const [phase, epoch, signal] of [['fill', 0, 'SIGINT'], ['train', 1, 'SIGTERM']]) {
+  test(`a node that leaves in the ${phase} phase hands its part over, and nothing is done again`, async () => {
+    const household = await Household.start(harness);
+    const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
+    guests = [a, b];
+    const run = await household.startRun('demo-home', { model: 'demo', batch: 8, epochs: 12, exact_match_rows: 0 });
+    await household.untilRun(run, 'its phase is on its way', (now) => now.phase === phase && now.epoch >= epoch && now.losses.length >= 5);
+    const asked = Date.now();
+    b.signal(signal);
+    await b.says(/leaving: the others take over first/);
+    await b.says(/You left\./, 60_000);
+    console.log(`let go after ${Date.now() - asked} ms`);
+    await b.ended;
+    const whole = await household.untilRun(run, 'the run ends', done);
+    assertWhole(whole);
+    assert.deepEqual(whole.plan.train.map((share) => share.slots), [{ start: 0, end: 8 }], 'A trains alone');
+    const said = (await household.snapshot()).events.map((event) => event.text);
+    assert.ok(said.includes('B is about to leave: the others take over first.'), said.join('\n'));
+    assert.deepEqual(said.filter((text) => /is gone|broke|had begun/.test(text)), [], said.join('\n'));
+    const refills = said.filter((text) => text.startsWith('Computing the cache entries'));
+    assert.deepEqual(refills, ['Computing the cache entries of 100 samples.'], 'the held-out rows, and none a second time');
+  });
+}
+
+test('a node that is asked to leave a second time waits for nobody', async () => {
+  const household = await Household.start(harness);
+  const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
+  guests = [b];
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 8, epochs: 12, exact_match_rows: 0 });
+  await household.untilRun(run, 'the fill epoch is on its way', ({ losses }) => losses.length >= 5);
+  a.signal('SIGSTOP'); // nobody can take over
+  b.signal('SIGINT');
+  await b.says(/leaving: the others take over first/);
+  await new Promise((done) => setTimeout(done, 1_000));
+  assert.doesNotMatch(b.output, /You left/, 'it waits');
+  const asked = Date.now();
+  b.signal('SIGINT');
+  assert.equal(await b.ended, 0);
+  assert.ok(Date.now() - asked < 3_000, `${Date.now() - asked} ms`);
+  a.kill();
 });
 
 test('a restarted server resumes the run where it was, and the nodes come back by themselves', async () => {

@@ -83,7 +83,7 @@ function Join({ room, wishes }: { room: RoomKey; wishes: Wishes }): JSX.Element 
     // Closing the page is a normal way to leave: the server notices by the end of the stream.
     const gone = (): void => {
       noteStayEnded();
-      stay.current?.leave();
+      stay.current?.leaveAtOnce();
     };
     addEventListener('pagehide', gone);
     return () => removeEventListener('pagehide', gone);
@@ -227,8 +227,9 @@ function Inside(props: {
       {view.selfTest && <p class="quiet">{testSentence(view.selfTest)} {sentence(view.selfTest.backend.reason)}</p>}
       {screen === 'on' && <p class="quiet">The screen stays on while this page is open.</p>}
       {(screen === 'off' || screen === 'unsupported') && <p class="quiet">This browser cannot keep the screen on: set the {noun} to stay awake.</p>}
-      <button type="button" class="large" onClick={props.onLeave} data-testid="leave">
-        Leave
+      {view.leaving && <Notice tone="info">The others take over what only this {noun} holds; then it leaves by itself, in a minute at most.</Notice>}
+      <button type="button" class="large" onClick={props.onLeave} data-testid={view.leaving ? 'leave-now' : 'leave'}>
+        {view.leaving ? 'Leave now' : 'Leave'}
       </button>
     </div>
   );

@@ -6,7 +6,8 @@
 //! 2. The Worker loads the module's script (wasm-bindgen, target web; `load-node.ts`), initialises it with the compiled module
 //!    and calls `start_node(options, rtcPort, onEvent)`; a returned promise is awaited, a rejection becomes a fatal `error`.
 //! 3. Every {@link NodeEvent} goes to the page unchanged. Fields may be `null` or missing where marked so.
-//! 4. `leave()` of the handle says goodbye to the server, frees the engine and ends with a `left` event.
+//! 4. `leave()` of the handle lets the others take over what this device holds, which a `leaving` event tells; called again it waits no
+//!    longer. Then it says goodbye to the server, frees the engine and ends with a `left` event.
 //!
 //! Tags and fields are serde's: `#[serde(tag = "type", rename_all = "snake_case")]`; numbers are JS numbers, no bigint.
 
@@ -40,7 +41,7 @@ export interface StartMessage extends NodeOptions, NodeSource {
   rtcPort: MessagePort;
 }
 
-/** Page → Worker. */
+/** Page → Worker; a second `leave` means at once. */
 export type ToWorker = StartMessage | { type: 'leave' };
 
 /** Wasm node → Worker → page. */
@@ -73,6 +74,8 @@ export type NodeEvent =
   | { type: 'link'; peer: number; up: boolean; round_trip_millis?: number | null; bytes_per_second?: number | null; relayed?: boolean | null; reason?: string | null }
   /** The server cannot be reached; the node tries again by itself. */
   | { type: 'reconnecting'; reason: string; attempt: number }
+  /** The node was asked to leave: the others take over first. */
+  | { type: 'leaving' }
   /** The stay is over, on purpose or because the server said so. Last event. */
   | { type: 'left'; reason: string }
   /** Something went wrong. `fatal`: the node has ended, last event; otherwise it goes on. */

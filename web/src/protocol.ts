@@ -3,7 +3,7 @@
 //! Units are in the names; a Rust `Range<u32>` is `{ start, end }`, a tuple an array, an absent `Option` null or missing.
 
 /** Version this page speaks; a server with another major version asks for a reload. */
-export const PROTOCOL_VERSION: ProtocolVersion = { major: 1, minor: 1 };
+export const PROTOCOL_VERSION: ProtocolVersion = { major: 1, minor: 2 };
 
 export interface ProtocolVersion {
   major: number;

@@ -17,7 +17,7 @@ use crate::planner::{self, PlanError, PlanOptions, linked_subset};
 use asks::Asks;
 use barycenter_protocol::control::{FromNode, Measurements, ToNode};
 use barycenter_protocol::plan::{DeviceProfile, ModelCost, Plan};
-use barycenter_protocol::{Generation, NodeId};
+use barycenter_protocol::{Generation, NodeId, ProtocolVersion};
 use run::Run;
 use std::collections::VecDeque;
 use swarm::{Context, Member, Swarm};
@@ -70,7 +70,7 @@ impl Coordinator {
     pub fn handle(&mut self, now: Micros, input: CoordinatorInput) {
         self.now = self.now.max(now);
         match input {
-            CoordinatorInput::NodeJoined { profile } => self.join(profile),
+            CoordinatorInput::NodeJoined { profile, version } => self.join(profile, version),
             CoordinatorInput::LeaveOut { node } => self.with_run(|run, ctx| run.leave_out(ctx, node)),
             CoordinatorInput::NodeLeft { node } => self.remove(node, "left"),
             CoordinatorInput::FromNode { node, message } => {
@@ -96,7 +96,7 @@ impl Coordinator {
             return output;
         }
         let silent = self.swarm.members.iter().map(|(n, m)| m.last_heard + self.patience_with(*n)).min();
-        let context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new() };
+        let context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new(), released: Vec::new() };
         let run = self.run.as_ref().and_then(|r| r.deadline(&context));
         CoordinatorOutput::Wait([silent, run, self.swarm.links.deadline()].into_iter().flatten().min())
     }
@@ -139,7 +139,7 @@ impl Coordinator {
         self.out.push_back(CoordinatorOutput::Event { level, text });
     }
 
-    fn join(&mut self, profile: DeviceProfile) {
+    fn join(&mut self, profile: DeviceProfile, version: ProtocolVersion) {
         let node = profile.node;
         self.event(Level::Good, format!("{} joined.", profile.name));
         for peer in self.swarm.members.keys().copied().filter(|p| *p != node).collect::<Vec<_>>() {
@@ -147,7 +147,7 @@ impl Coordinator {
             self.dial(node, peer);
         }
         self.swarm.version += 1;
-        self.swarm.members.insert(node, Member { profile, last_heard: self.now });
+        self.swarm.members.insert(node, Member { profile, version, last_heard: self.now });
         if self.run.as_ref().is_some_and(|r| r.is_paused()) {
             self.out.push_back(CoordinatorOutput::ToNode { node, message: ToNode::Pause });
         }
@@ -177,6 +177,8 @@ impl Coordinator {
         match message {
             FromNode::Alive { .. } | FromNode::Signal { .. } => {}
             FromNode::Leave => self.remove(node, "left"),
+            FromNode::Leaving if self.is_running() => self.with_run(|run, ctx| run.announces_leave(ctx, node)),
+            FromNode::Leaving => self.release(node),
             FromNode::LinkUp { peer, round_trip_millis, bytes_per_second, .. } => {
                 self.swarm.version += 1;
                 self.swarm.links.up(node, peer, round_trip_millis, bytes_per_second);
@@ -220,6 +222,14 @@ impl Coordinator {
         self.run.as_ref().map_or(self.patience.silent, |run| run.patience_with(node, &self.patience))
     }
 
+    /// A node that wished to leave may go.
+    fn release(&mut self, node: NodeId) {
+        if self.swarm.members.contains_key(&node) {
+            self.out.push_back(CoordinatorOutput::Drop { node, reason: "You left.".into() });
+            self.remove(node, "left");
+        }
+    }
+
     fn send_away(&mut self, node: NodeId, reason: String) {
         if self.swarm.members.contains_key(&node) {
             self.out.push_back(CoordinatorOutput::Drop { node, reason: reason.clone() });
@@ -229,9 +239,13 @@ impl Coordinator {
 
     fn with_run(&mut self, act: impl FnOnce(&mut Run, &mut Context)) {
         let Some(run) = &mut self.run else { return };
-        let mut context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new() };
+        let mut context = Context { now: self.now, patience: self.patience, swarm: &self.swarm, out: &mut self.out, dropped: Vec::new(), released: Vec::new() };
         act(run, &mut context);
-        for (node, reason) in context.dropped {
+        let Context { dropped, released, .. } = context;
+        for node in released {
+            self.release(node);
+        }
+        for (node, reason) in dropped {
             self.send_away(node, format!("was dropped: {reason}"));
         }
     }

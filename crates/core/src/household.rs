@@ -82,7 +82,7 @@ pub struct Device {
     pub idle_watts: f64,
     /// Seconds after the start at which it joins.
     pub joins_at_seconds: f64,
-    /// Seconds after the start at which it leaves, later than it joins; `None`: never.
+    /// Seconds after the start at which it says that it leaves, later than it joins; `None`: never.
     pub leaves_at_seconds: Option<f64>,
 }
 

@@ -13,11 +13,11 @@
 //!    [`Job::CachedStep`] add to them.
 //! 5. `FromNode::{Alive, Progress, Signal, LinkUp}` are the driver's own: `Alive` each second with its counters,
 //!    `Progress` at least every 10 s while a `Prepare` downloads, `LinkUp` with what the transport measured (besides
-//!    [`NodeInput::LinkUp`]). `FromNode::{LinkDown, Leave}`: the node says `LinkDown`, the driver `Leave`. `ToNode::{Ping, Signal}` are the driver's too. `ToNode::{Dial,
+//!    [`NodeInput::LinkUp`]). `FromNode::{LinkDown, Leaving, Leave}`: the node says `LinkDown`, the driver the others. `ToNode::{Ping, Signal}` are the driver's too. `ToNode::{Dial,
 //!    HangUp, Goodbye}` may be given to the node, which ignores them, or not.
 //! 6. Ping, Pong and ProbeResult stay in the transport.
 
-use barycenter_protocol::control::{Assignment, FromNode, GenerateRequest, Holding, ToNode};
+use barycenter_protocol::control::{Assignment, FromNode, GenerateRequest, Holding, RunSpec, ToNode};
 use barycenter_protocol::peer::{MicroKey, PeerMessage, StepKey};
 use barycenter_protocol::{NodeId, RunId, SampleId};
 use std::ops::Range;
@@ -69,6 +69,8 @@ pub enum NodeInput {
         /// Its result.
         result: JobResult,
     },
+    /// What [`NodeOutput::Fetch`] asked for last is here, or could not be had: then the preparation says why.
+    Fetched,
     /// Time has passed.
     Tick,
 }
@@ -93,6 +95,16 @@ pub enum NodeOutput {
     Run(JobId, Job),
     /// The generation is abandoned, see rule 3.
     CancelAll,
+    /// Fetch these weights into the storage, beside the jobs: what a later [`Job::Prepare`] will ask for. A later one replaces an
+    /// earlier one, [`NodeOutput::CancelAll`] ends it. Answer [`NodeInput::Fetched`].
+    Fetch {
+        /// Whose weights.
+        spec: Box<RunSpec>,
+        /// The part whose frozen layers are wanted; `None`: none of them.
+        part: Option<StagePart>,
+        /// Whether the node takes part in the train phase.
+        trains: bool,
+    },
     /// Nothing to do until an input, or until this time.
     Wait(Option<Micros>),
 }

@@ -8,11 +8,13 @@ mod pipeline;
 mod redistribute;
 mod reduce;
 mod steps;
+mod takeover;
 mod work;
 
 use crate::io::{Job, JobId, JobResult, LossPart, Micros, NodeInput, NodeOutput, SECOND, StagePart};
 use crate::order::SampleOrder;
-use barycenter_protocol::control::{Assignment, FromNode, Phase, PhaseKind, ToNode};
+use barycenter_protocol::control::{Assignment, CacheSend, FromNode, Phase, PhaseKind, RunSpec, ToNode};
+use barycenter_protocol::plan::Plan;
 use barycenter_protocol::{Generation, NodeId, SampleId};
 use mailbox::{Inbox, Outbox};
 use pipeline::Refill;
@@ -20,6 +22,7 @@ use redistribute::Redistribute;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use steps::{Steps, Way};
+use takeover::Takeover;
 
 /// A node that waits for peers this long says for whom, and again each time it passes.
 const WAITING_REPORT: Micros = 5 * SECOND;
@@ -51,6 +54,13 @@ struct Active {
     inbox: Inbox,
     doing: Doing,
     job: Option<JobId>,
+    /// Beside what it does: somebody is about to leave.
+    takeover: Option<Takeover>,
+    /// The job outstanding is the takeover's.
+    is_beside: bool,
+    job_began: Micros,
+    /// So long the takeover may work before the work goes on: as long as the last job of the work took.
+    turn_beside: Micros,
     has_backbone: bool,
     idle_since: Option<Micros>,
     wait_seconds: f64,
@@ -77,6 +87,16 @@ enum Doing {
     Counting(PhaseKind),
     /// Cannot go on; waits for the next generation.
     Stuck,
+}
+
+impl Doing {
+    /// What is done, or begins once the frozen weights are freed.
+    fn under_way(&mut self) -> &mut Self {
+        match self {
+            Self::Releasing(after) => after,
+            doing => doing,
+        }
+    }
 }
 
 /// What comes next in a phase.
@@ -106,21 +126,29 @@ struct Tally {
 impl Setup {
     fn new(id: NodeId, assignment: Box<Assignment>) -> Self {
         let plan = &assignment.plan;
-        let stages = plan.stages.len();
-        let part = plan.stages.iter().enumerate().find(|(_, s)| s.members.iter().any(|m| m.node == id)).map(|(stage, s)| StagePart {
-            stage,
-            layers: s.layers.clone(),
-            taps: assignment.spec.taps_of(&s.layers),
-            is_first: stage == 0,
-            is_last: stage + 1 == stages,
-        });
-        let train_slots = plan.train.iter().find(|m| m.node == id).map(|m| m.slots.clone());
+        let part = part_of(plan, &assignment.spec, id);
+        let train_slots = train_slots_of(plan, id);
         Self { id, order: SampleOrder::of(&assignment.spec), part, train_slots, assignment }
     }
 
     fn labels(&self, samples: impl Iterator<Item = SampleId>) -> u64 {
         samples.filter_map(|s| self.assignment.spec.sample_sizes.get(s.0 as usize)).map(|s| u64::from(s.labels)).sum()
     }
+}
+
+fn part_of(plan: &Plan, spec: &RunSpec, node: NodeId) -> Option<StagePart> {
+    let stages = plan.stages.len();
+    plan.stages.iter().enumerate().find(|(_, s)| s.members.iter().any(|m| m.node == node)).map(|(stage, s)| StagePart {
+        stage,
+        layers: s.layers.clone(),
+        taps: spec.taps_of(&s.layers),
+        is_first: stage == 0,
+        is_last: stage + 1 == stages,
+    })
+}
+
+fn train_slots_of(plan: &Plan, node: NodeId) -> Option<Range<u32>> {
+    plan.train.iter().find(|m| m.node == node).map(|m| m.slots.clone())
 }
 
 impl Node {
@@ -151,6 +179,11 @@ impl Node {
                 }
             }
             NodeInput::JobDone { job, result } => self.job_done(now, job, result),
+            NodeInput::Fetched => {
+                if let Some(takeover) = self.active.as_mut().and_then(|a| a.takeover.as_mut()) {
+                    takeover.fetched();
+                }
+            }
             NodeInput::Tick => {}
         }
         self.advance(now);
@@ -158,7 +191,9 @@ impl Node {
 
     /// The next output; call until it is `Wait`.
     pub fn poll(&mut self) -> NodeOutput {
-        self.out.queue.pop_front().unwrap_or_else(|| NodeOutput::Wait(self.active.as_ref().and_then(|a| a.waiting.as_ref()).map(|w| w.report_at)))
+        // While a job of a takeover is outstanding, its end is what is waited for.
+        let waiting = self.active.as_ref().filter(|a| a.job.is_none()).and_then(|a| a.waiting.as_ref());
+        self.out.queue.pop_front().unwrap_or_else(|| NodeOutput::Wait(waiting.map(|w| w.report_at)))
     }
 
     /// The generation it works for.
@@ -191,6 +226,10 @@ impl Node {
                     inbox: Inbox::default(),
                     doing: Doing::Preparing,
                     job: None,
+                    takeover: None,
+                    is_beside: false,
+                    job_began: 0,
+                    turn_beside: 0,
                     has_backbone: setup.assignment.needs_backbone && setup.part.is_some(),
                     idle_since: None,
                     wait_seconds: 0.0,
@@ -203,6 +242,14 @@ impl Node {
             ToNode::Begin { generation, phase } => {
                 if let Some(active) = self.active.as_mut().filter(|a| a.setup.assignment.generation == generation && matches!(a.doing, Doing::Idle)) {
                     active.begin(phase);
+                }
+            }
+            ToNode::TakeOver { generation, round, plan, sends } => self.take_over(generation, round, &plan, sends),
+            ToNode::StopBefore { generation, epoch, step } => {
+                if let Some(active) = self.active.as_mut().filter(|a| a.setup.assignment.generation == generation)
+                    && let Doing::Fill(steps) | Doing::Train(steps) = active.doing.under_way()
+                {
+                    steps.stop_before(epoch, step);
                 }
             }
             ToNode::Pause => self.paused = true,
@@ -219,6 +266,18 @@ impl Node {
             }
             ToNode::Ping | ToNode::Dial { .. } | ToNode::HangUp { .. } | ToNode::Signal { .. } | ToNode::Goodbye { .. } => {}
         }
+    }
+
+    fn take_over(&mut self, generation: Generation, round: u32, plan: &Plan, sends: Vec<CacheSend>) {
+        let Some(active) = self.active.as_mut().filter(|a| a.setup.assignment.generation == generation) else { return };
+        match &mut active.takeover {
+            Some(takeover) => takeover.renew(round, sends),
+            takeover => *takeover = Some(Takeover::new(round, sends)),
+        }
+        let assignment = &active.setup.assignment;
+        let layers = part_of(plan, &assignment.spec, self.id).filter(|_| assignment.needs_backbone);
+        let trains = train_slots_of(plan, self.id).is_some();
+        self.out.queue.push_back(NodeOutput::Fetch { spec: Box::new(assignment.spec.clone()), part: layers, trains });
     }
 
     fn run(&mut self, job: Job) -> JobId {
@@ -250,13 +309,23 @@ impl Node {
             return;
         };
         active.job = None;
-        active.idle_since = Some(now);
+        let took = now.saturating_sub(active.job_began);
+        if active.is_beside {
+            active.turn_beside = active.turn_beside.saturating_sub(took);
+        } else {
+            active.turn_beside = took;
+            active.idle_since = Some(now);
+        }
         active.job_done(result, &mut self.out);
     }
 
     fn advance(&mut self, now: Micros) {
         loop {
             let Some(active) = self.active.as_mut().filter(|a| a.job.is_none()) else { return };
+            if active.turn_beside > 0 && self.work_beside(now) {
+                return;
+            }
+            let Some(active) = self.active.as_mut() else { return };
             let next = active.next(&mut self.out, self.paused);
             if let Some(peer) = self.out.unreachable.take() {
                 active.doing = Doing::Stuck;
@@ -271,6 +340,7 @@ impl Node {
                     active.waiting = None;
                     let id = JobId(self.next_job);
                     active.job = Some(id);
+                    (active.is_beside, active.job_began) = (false, now);
                     self.run(job);
                 }
                 Next::Wait(peers) => {
@@ -283,16 +353,30 @@ impl Node {
                         }
                         waiting => *waiting = Some(Waiting { peers, report_at: now + WAITING_REPORT }),
                     }
+                    self.work_beside(now);
                     return;
                 }
                 Next::Hold => {
                     active.waiting = None;
                     active.idle_since = None;
+                    self.work_beside(now);
                     return;
                 }
                 Next::Again | Next::Done => active.idle_since = active.idle_since.or(Some(now)),
             }
         }
+    }
+}
+
+impl Node {
+    /// Runs a job of the takeover, if there is one to do.
+    fn work_beside(&mut self, now: Micros) -> bool {
+        let Some(active) = self.active.as_mut().filter(|a| !matches!(a.doing, Doing::Stuck)) else { return false };
+        let Active { takeover: Some(takeover), setup, inbox, .. } = active else { return false };
+        let Some(job) = takeover.next(setup, inbox, &mut self.out, self.paused) else { return false };
+        (active.job, active.is_beside, active.job_began) = (Some(JobId(self.next_job)), true, now);
+        self.run(job);
+        true
     }
 }
 
@@ -309,7 +393,7 @@ impl Active {
             (Phase::Refill { .. }, None) => Doing::Counting(PhaseKind::Refill),
             (Phase::Train { .. }, _) => Doing::Counting(PhaseKind::Train),
         };
-        let releases = self.has_backbone && matches!(doing, Doing::Redistribute(_) | Doing::Train(_));
+        let releases = self.has_backbone && matches!(doing, Doing::Train(_));
         self.doing = if releases { Doing::Releasing(Box::new(doing)) } else { doing };
     }
 
@@ -335,6 +419,12 @@ impl Active {
         if let JobResult::Failed { reason } = result {
             out.server(FromNode::Failed { generation, reason });
             self.doing = Doing::Stuck;
+            return;
+        }
+        if std::mem::take(&mut self.is_beside) {
+            if let Some(takeover) = &mut self.takeover {
+                takeover.job_done(&self.setup, result, out);
+            }
             return;
         }
         match (&mut self.doing, result) {

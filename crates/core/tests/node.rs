@@ -8,7 +8,7 @@
 
 use barycenter_core::io::{BlobId, Job, JobId, JobResult, NodeInput, NodeOutput, SECOND};
 use barycenter_core::node::Node;
-use barycenter_protocol::control::{Assignment, FromNode, Phase, RunSpec, SampleSize, ToNode};
+use barycenter_protocol::control::{Assignment, CacheSend, FromNode, Phase, RunSpec, SampleSize, ToNode};
 use barycenter_protocol::peer::{MicroKey, PeerMessage, StepKey};
 use barycenter_protocol::plan::{Plan, Stage, StageMember};
 use barycenter_protocol::{Generation, NodeId, RunId, SampleId};
@@ -229,4 +229,48 @@ fn a_broken_link_stops_the_work_and_is_reported() {
     assert!(matches!(out[..], [NodeOutput::ToServer(FromNode::LinkDown { peer: NodeId(3), .. })]));
     let out = bench.forward_done(job);
     assert!(!out.iter().any(|o| matches!(o, NodeOutput::ToPeer { .. })), "nothing goes to a dead peer: {out:?}");
+}
+
+#[test]
+fn entries_are_sent_beside_a_step_that_waits_and_the_end_is_said_once_the_weights_are_there() {
+    let mut bench = Bench::new();
+    bench.begin(Phase::Fill { from_step: 0 });
+    let sends = vec![CacheSend { to: NodeId(3), samples: vec![SampleId(5)], taps: 1..2 }];
+    let out = bench.give(NodeInput::Server(ToNode::TakeOver { generation: G, round: 1, plan: Box::new(assignment().plan), sends }));
+    assert!(out.iter().any(|o| matches!(o, NodeOutput::Fetch { part: Some(part), trains: true, .. } if part.layers == (1..2))), "{out:?}");
+    let [(read, Job::ReadCache { sample: SampleId(5), .. })] = jobs(&out)[..] else { panic!("{out:?}") };
+
+    // the step waits for stage 1 for longer than a node keeps silent about: nothing is due before the job is done
+    bench.now += 10 * SECOND;
+    bench.give(NodeInput::Tick);
+    assert_eq!(bench.node.poll(), NodeOutput::Wait(None));
+    let blob = bench.blob();
+    let out = bench.give(NodeInput::JobDone { job: read, result: JobResult::CacheRead { blob, lengths: vec![24] } });
+    assert!(out.iter().any(|o| matches!(o, NodeOutput::ToPeer { to: NodeId(3), message: PeerMessage::CacheEntries { first_tap: 1, .. }, .. })), "{out:?}");
+    assert!(out.iter().any(|o| matches!(o, NodeOutput::ToServer(FromNode::Waiting { .. }))), "{out:?}");
+
+    let is_over = |out: &[NodeOutput]| out.iter().filter(|o| matches!(o, NodeOutput::ToServer(FromNode::TakenOver { generation: G, round: 1 }))).count();
+    let stored = PeerMessage::CacheStored { generation: G, sample: SampleId(5), first_tap: 1 };
+    assert_eq!(is_over(&bench.give(NodeInput::Peer { from: NodeId(3), message: stored, blob: None })), 0, "the weights are on their way");
+    assert_eq!(is_over(&bench.give(NodeInput::Fetched)), 1);
+    assert_eq!(is_over(&bench.give(NodeInput::Tick)), 0);
+    // the step goes on as if nothing had been
+    assert!(matches!(jobs(&bench.activation(key(0, false), vec![sample(0)]))[..], [(_, Job::Forward { .. })]));
+}
+
+#[test]
+fn entries_that_come_beside_a_step_are_stored_after_its_job() {
+    let mut bench = Bench::new();
+    bench.begin(Phase::Fill { from_step: 0 });
+    bench.give(NodeInput::Server(ToNode::TakeOver { generation: G, round: 1, plan: Box::new(assignment().plan), sends: Vec::new() }));
+    let out = bench.activation(key(0, false), vec![sample(0)]);
+    let [(forward, Job::Forward { .. })] = jobs(&out)[..] else { panic!("{out:?}") };
+    let blob = Some(bench.blob());
+    let message = PeerMessage::CacheEntries { generation: G, sample: SampleId(9), first_tap: 0, lengths: vec![24] };
+    assert_eq!(jobs(&bench.give(NodeInput::Peer { from: NodeId(1), message, blob })), [], "one job at a time");
+    bench.now += SECOND;
+    let out = bench.forward_done(forward);
+    let [(write, Job::WriteCache { sample: SampleId(9), .. })] = jobs(&out)[..] else { panic!("{out:?}") };
+    let out = bench.give(NodeInput::JobDone { job: write, result: JobResult::CacheWritten });
+    assert!(out.iter().any(|o| matches!(o, NodeOutput::ToPeer { to: NodeId(1), message: PeerMessage::CacheStored { sample: SampleId(9), .. }, .. })), "{out:?}");
 }

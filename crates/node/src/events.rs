@@ -70,6 +70,8 @@ pub enum NodeEvent {
         /// Counted from 1.
         attempt: u32,
     },
+    /// The node was asked to leave: the others take over first.
+    Leaving,
     /// The stay is over. Last event.
     Left {
         /// For people.

@@ -88,8 +88,9 @@ pub enum NodeError {
     Engine(#[from] barycenter_engine::EngineError),
 }
 
-/// Runs a node until it leaves. Ends with [`NodeEvent::Left`] or the error, which the caller reports.
-pub async fn run_node(config: NodeConfig, shell: NodeShell, device: Device, leave: impl Future<Output = ()>) -> Result<(), NodeError> {
+/// Runs a node until it leaves: at the first item of `leave` it lets the others take over its part, for about a minute at most, at
+/// the second it leaves at once. Ends with [`NodeEvent::Left`] or the error, which the caller reports.
+pub async fn run_node(config: NodeConfig, shell: NodeShell, device: Device, leave: impl futures::Stream<Item = ()>) -> Result<(), NodeError> {
     let started = platform::now_millis();
     let outcome = self_test::run(&device, &platform::now_millis).await?;
     let backend = report(device.info());

@@ -2,24 +2,28 @@
 
 use crate::blobs::Blobs;
 use crate::events::{Activity, NodeEvent};
-use crate::worker::Worker;
+use crate::worker::{Fetcher, Worker, fetches};
 use crate::{NodeConfig, NodeError, NodeShell};
 use barycenter_core::io::{Job, JobId, JobResult, Micros, NodeInput, NodeOutput};
 use barycenter_core::node::Node;
 use barycenter_engine::Device;
-use barycenter_protocol::NodeId;
+use barycenter_protocol::{NodeId, ProtocolVersion};
 use barycenter_protocol::control::{Counters, FromNode, JoinRequest, Phase, PhaseKind, ToNode};
 use barycenter_protocol::plan::StageMember;
 use barycenter_transport::{Connection, ConnectionEvents, Connector, RelayConnector, Signalling, SignallingEvent, Transport, TransportConfig, TransportEvent, TransportEvents, platform};
 use futures::future::{Fuse, FusedFuture, LocalBoxFuture};
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt, select_biased};
+use futures::{FutureExt, Stream, StreamExt, select_biased};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Counters and the core's clock are brought forward this often.
 const TICK_MILLIS: u32 = 1_000;
+/// Whoever leaves waits this long for the others to take over its part; somewhat longer than the server lets it wait.
+const HAND_OVER_MILLIS: u32 = 65_000;
+/// The first version of a server that lets a node hand its part over.
+const HAND_OVER_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };
 /// A farewell is given this long to reach the server.
 const FAREWELL_MILLIS: u32 = 300;
 
@@ -28,10 +32,13 @@ type RunningJob = LocalBoxFuture<'static, (Worker, JobId, JobResult)>;
 /// The time between joining and losing the server.
 struct Stay {
     node_id: NodeId,
+    server: ProtocolVersion,
     core: Node,
     transport: Transport,
     queue: VecDeque<(JobId, Job)>,
     activity: Activity,
+    /// Weights on their way for a plan to come.
+    fetching: Fuse<LocalBoxFuture<'static, ()>>,
     /// Messages on their way; their futures only have to be driven.
     sends: FuturesUnordered<LocalBoxFuture<'static, ()>>,
 }
@@ -40,33 +47,39 @@ struct Session<'a> {
     shell: &'a NodeShell,
     signalling: Signalling,
     blobs: Rc<RefCell<Blobs>>,
+    weights: Fetcher,
 }
 
 /// Joins and works until the node leaves or is refused; reconnects by itself.
-pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, request: JoinRequest, leave: impl Future<Output = ()>) -> Result<(), NodeError> {
+pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, request: JoinRequest, leave: impl Stream<Item = ()>) -> Result<(), NodeError> {
     let mut leave = std::pin::pin!(leave.fuse());
+    let mut gives_up: Fuse<LocalBoxFuture<'static, ()>> = Fuse::terminated();
     let blobs = Rc::new(RefCell::new(Blobs::default()));
-    let mut idle_worker = Some(Worker::new(shell, device, Rc::clone(&blobs), config.storage_budget_bytes));
+    let worker = Worker::new(shell, device, Rc::clone(&blobs), config.storage_budget_bytes);
+    let weights = worker.fetcher();
+    let mut idle_worker = Some(worker);
+    let mut job_fetches = false;
     let mut job: Fuse<RunningJob> = Fuse::terminated();
     // Results of a job that was started in an earlier stay are nobody's.
     let mut job_is_current = true;
     let (signalling, mut server) = Signalling::start(shell.http.clone(), request);
-    let session = Session { shell, signalling, blobs };
+    let session = Session { shell, signalling, blobs, weights };
     let mut stay: Option<Stay> = None;
     let mut peers: Option<TransportEvents> = None;
     let mut tick = tick();
     let mut attempts = 0;
     loop {
         select_biased! {
-            () = leave => {
-                session.signalling.send(FromNode::Leave);
-                if let Some(stay) = &stay {
-                    stay.transport.hang_up_all();
+            () = leave.select_next_some() => match &stay {
+                Some(stay) if gives_up.is_terminated() && stay.server >= HAND_OVER_SINCE => {
+                    session.signalling.send(FromNode::Leaving);
+                    gives_up = platform::sleep(HAND_OVER_MILLIS).boxed_local().fuse();
+                    session.shell.say(NodeEvent::Leaving);
                 }
-                platform::sleep(FAREWELL_MILLIS).await;
-                session.shell.say(NodeEvent::Left { reason: "You left.".into() });
-                return Ok(());
-            }
+                // asked twice, or nobody is there who would let others take over
+                _ => return session.leave(stay.as_ref()).await,
+            },
+            () = gives_up => return session.leave(stay.as_ref()).await,
             event = server.next().fuse() => match event {
                 Some(SignallingEvent::Joined(reply)) => {
                     attempts = 0;
@@ -77,7 +90,7 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                     if let Some(worker) = &mut idle_worker {
                         worker.forget_generation();
                     }
-                    stay = Some(Stay { node_id: reply.node, core: Node::new(reply.node), transport, queue: VecDeque::new(), activity: Activity::default(), sends: FuturesUnordered::new() });
+                    stay = Some(Stay { node_id: reply.node, server: reply.version, fetching: Fuse::terminated(), core: Node::new(reply.node), transport, queue: VecDeque::new(), activity: Activity::default(), sends: FuturesUnordered::new() });
                     peers = Some(events);
                     session.shell.say(NodeEvent::Joined { node: reply.node.0 });
                 }
@@ -94,6 +107,9 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                         stay.transport.hang_up_all();
                     }
                     peers = None;
+                    if !gives_up.is_terminated() {
+                        return session.leave(None).await;
+                    }
                     shell.cancelled.set(shell.cancelled.get() + 1);
                     session.shell.say(NodeEvent::Reconnecting { reason, attempt: attempts });
                 }
@@ -110,7 +126,7 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                 }
                 job_is_current = true;
             }
-            () = drive_sends(&mut stay).fuse() => {}
+            () = drive_beside(&mut stay).fuse() => {}
             () = tick => {
                 tick = self::tick();
                 if let Some(stay) = &mut stay {
@@ -122,9 +138,16 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
             }
         }
         let Some(stay) = &mut stay else { continue };
-        session.drain(stay);
+        session.drain(stay, job_fetches && idle_worker.is_none());
         // Both must be there before either is taken.
         if idle_worker.is_some() && let Some((id, next)) = stay.queue.pop_front() && let Some(worker) = idle_worker.take() {
+            job_fetches = fetches(&next);
+            if job_fetches && !stay.fetching.is_terminated() {
+                // The store has one writer: the job fetches what is left.
+                stay.fetching = Fuse::terminated();
+                stay.core.handle(now(), NodeInput::Fetched);
+                session.drain(stay, true);
+            }
             job = session.start(worker, id, next);
         }
     }
@@ -140,15 +163,28 @@ async fn next_event(peers: &mut Option<TransportEvents>) -> TransportEvent {
     std::future::pending().await
 }
 
-/// Ends when a message was sent; never, when none is on its way.
-async fn drive_sends(stay: &mut Option<Stay>) {
-    match stay {
-        Some(stay) if !stay.sends.is_empty() => stay.sends.select_next_some().await,
-        _ => std::future::pending().await,
+/// Ends when a message was sent, or weights were fetched; never, when none are on their way.
+async fn drive_beside(stay: &mut Option<Stay>) {
+    let Some(stay) = stay else { return std::future::pending().await };
+    select_biased! {
+        () = &mut stay.fetching => stay.core.handle(now(), NodeInput::Fetched),
+        () = stay.sends.select_next_some() => {}
+        complete => std::future::pending().await,
     }
 }
 
 impl Session<'_> {
+    /// Leaves without waiting for anybody.
+    async fn leave(&self, stay: Option<&Stay>) -> Result<(), NodeError> {
+        self.signalling.send(FromNode::Leave);
+        if let Some(stay) = stay {
+            stay.transport.hang_up_all();
+        }
+        platform::sleep(FAREWELL_MILLIS).await;
+        self.shell.say(NodeEvent::Left { reason: "You left.".into() });
+        Ok(())
+    }
+
     fn start(&self, mut worker: Worker, id: JobId, job: Job) -> Fuse<RunningJob> {
         let signalling = self.signalling.clone();
         let running: RunningJob = Box::pin(async move {
@@ -191,7 +227,8 @@ impl Session<'_> {
         }
     }
 
-    fn drain(&self, stay: &mut Stay) {
+    /// `is_fetching`: a job at work may fetch weights.
+    fn drain(&self, stay: &mut Stay, is_fetching: bool) {
         loop {
             match stay.core.poll() {
                 NodeOutput::ToServer(message) => {
@@ -210,7 +247,10 @@ impl Session<'_> {
                 }
                 NodeOutput::DropBlob(id) => self.blobs.borrow_mut().remove(id),
                 NodeOutput::Run(id, job) => stay.queue.push_back((id, job)),
+                NodeOutput::Fetch { .. } if is_fetching => stay.core.handle(now(), NodeInput::Fetched),
+                NodeOutput::Fetch { spec, part, trains } => stay.fetching = self.weights.clone().fetch_ahead(spec, part, trains).boxed_local().fuse(),
                 NodeOutput::CancelAll => {
+                    stay.fetching = Fuse::terminated();
                     stay.queue.retain(|(_, job)| matches!(job, Job::Generate(_)));
                     self.shell.cancelled.set(self.shell.cancelled.get() + 1);
                 }

@@ -1,5 +1,6 @@
 //! Does the jobs the core names: one at a time, with the engine, the cache, the weights and the server.
 
+mod fetch;
 mod prepare;
 
 use crate::blobs::{Blobs, float_bytes, floats};
@@ -16,6 +17,7 @@ use barycenter_engine::stage::{ForwardPass, StageInput, StageRuntime};
 use barycenter_engine::tape::YieldHook;
 use barycenter_engine::{Device, EngineError, generate};
 use barycenter_model::names::Parts;
+use fetch::Model;
 use barycenter_model::{MemoryTensors, ModelError, write_safetensors};
 use barycenter_protocol::SampleId;
 use barycenter_protocol::control::{Assignment, CacheType, GenerateRequest, GradientType, Holding, RunSpec};
@@ -27,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 
-pub(crate) use prepare::Model;
+pub(crate) use fetch::Fetcher;
 
 /// Part of the cache's key: changes whenever the bytes of an entry change their meaning.
 pub const CACHE_FORMAT: &str = "taps version 2";
@@ -63,7 +65,7 @@ pub(crate) struct Worker {
     cancelled: Rc<Cell<u64>>,
     hook: YieldHook,
     /// The model last used, with its weights on this device.
-    model: Option<Model>,
+    weights: Fetcher,
     /// The cache last used, by key.
     cache: Option<(String, ActivationCache)>,
     generation: Option<Generation>,
@@ -95,10 +97,15 @@ impl Worker {
             meter: Rc::clone(&shell.meter),
             cancelled: Rc::clone(&shell.cancelled),
             hook: Rc::new(|| Box::pin(platform::yield_now())),
-            model: None,
+            weights: Fetcher { http: shell.http.clone(), meter: Rc::clone(&shell.meter), model: Rc::default() },
             cache: None,
             generation: None,
         }
+    }
+
+    /// Fetches weights beside the jobs; not while a job fetches some, see [`fetches`].
+    pub fn fetcher(&self) -> Fetcher {
+        self.weights.clone()
     }
 
     /// Drops what belongs to a generation; weights and cache on disk stay.
@@ -275,9 +282,9 @@ impl Worker {
         let Some(generation) = &mut self.generation else { return Ok(()) };
         generation.runtime.drop_backbone();
         if generation.trains {
-            let model = self.model.as_mut().ok_or_else(no_generation)?;
+            let model = self.weights.model().ok_or_else(no_generation)?;
             let format = generation.assignment.spec.weights;
-            generation.runtime.load_backbone(&mut model.weights.held_as(format), &Parts::head_only())?;
+            generation.runtime.load_backbone(&mut model.weights.borrow_mut().held_as(format), &Parts::head_only())?;
         }
         generation.phase = MemoryPhase::Train;
         self.meter.update(|c| c.backbone_bytes = 0);
@@ -292,7 +299,7 @@ impl Worker {
             (true, Some(run)) => Some(MemoryTensors::from_safetensors("the checkpoint", &self.http.get(&format!("/api/runs/{run}/checkpoint")).await?)?.tensors),
             _ => None,
         };
-        let model = self.model.as_mut().ok_or_else(no_generation)?;
+        let model = self.model()?;
         let config = model.config.clone();
         let side_config = side_config(&request.spec);
         let side = match tensors {
@@ -303,7 +310,7 @@ impl Worker {
             }
             None => None,
         };
-        let stage = barycenter_engine::backbone::Backbone::load(&self.device, &config, &mut model.weights.held_as(request.spec.weights), &Parts::all(&config))?;
+        let stage = barycenter_engine::backbone::Backbone::load(&self.device, &config, &mut model.weights.borrow_mut().held_as(request.spec.weights), &Parts::all(&config))?;
         let side = match side {
             Some((layout, flat)) => Some(barycenter_engine::side::Side::new(&self.device, layout, &flat)?),
             None => None,
@@ -343,6 +350,10 @@ impl Worker {
 
     fn generation(&self) -> Result<&Generation, JobError> {
         self.generation.as_ref().ok_or_else(no_generation)
+    }
+
+    fn model(&self) -> Result<Rc<Model>, JobError> {
+        self.weights.model().ok_or_else(no_generation)
     }
 
     fn cache_mut(&mut self) -> Result<&mut ActivationCache, JobError> {
@@ -411,6 +422,11 @@ impl Generation {
         }
         Ok(float_bytes(&out))
     }
+}
+
+/// Whether a job may fetch weights.
+pub(crate) fn fetches(job: &Job) -> bool {
+    matches!(job, Job::Prepare { .. } | Job::Generate(_))
 }
 
 /// Samples with the same contiguous taps, as ranges.

@@ -92,6 +92,28 @@ pub enum ToNode {
         /// What to do.
         phase: Phase,
     },
+    /// Somebody is about to leave. Beside the work of the generation in force: fetch what the plan without it asks of this node, send
+    /// these cache entries, and store those that come. Answer [`FromNode::TakenOver`] once the first two are done.
+    TakeOver {
+        /// Which generation.
+        generation: Generation,
+        /// Number of this message in the run; a later one replaces an earlier one.
+        round: u32,
+        /// The plan without the leaver.
+        plan: Box<Plan>,
+        /// What this node sends, in order.
+        sends: Vec<CacheSend>,
+    },
+    /// Begin no step of this epoch from `step` on: the checkpoint lies there, and the phase ends there. Answer as to `Begin`. Who
+    /// has begun that step already goes on as if nothing had been said.
+    StopBefore {
+        /// Which generation.
+        generation: Generation,
+        /// Epoch.
+        epoch: u32,
+        /// The first step that is not done.
+        step: u32,
+    },
     /// Start no further step until [`ToNode::Resume`].
     Pause,
     /// Go on.
@@ -211,7 +233,17 @@ pub enum FromNode {
         /// For people.
         reason: String,
     },
-    /// Leaving on purpose.
+    /// Has what a [`ToNode::TakeOver`] asked for.
+    TakenOver {
+        /// Which generation.
+        generation: Generation,
+        /// Of that message.
+        round: u32,
+    },
+    /// About to leave: the others may take over this node's part first. The server answers with a `Goodbye`, at once where there is
+    /// nothing to take over.
+    Leaving,
+    /// Leaves now.
     Leave,
 }
 

@@ -132,8 +132,9 @@ pub fn schedule(seed: u64) -> World {
         let back = at + 100 * MILLI + below(15_000) * MILLI;
         let a = below(count as u64) as usize;
         let b = (a + 1 + below(count as u64 - 1) as usize) % count;
-        let fault = match below(12) {
+        let fault = match below(15) {
             0 => (Act::Close(a), Act::On(a)),
+            12..=14 => (Act::Leave(a), Act::On(a)),
             1 => (Act::PullPlug(a), Act::On(a)),
             2 => (Act::Freeze(a), Act::Thaw(a)),
             3 => (Act::Slow(a, 2.0 + below(30) as f64), Act::Slow(a, 1.0)),

@@ -136,7 +136,7 @@ pub fn world(household: &Household, mut start: RunStart, seed: u64) -> World {
     for (index, device) in household.devices.iter().enumerate() {
         world.at(at(device.joins_at_seconds), Act::On(index));
         if let Some(leaves) = device.leaves_at_seconds {
-            world.at(at(leaves), Act::Close(index));
+            world.at(at(leaves), Act::Leave(index));
         }
     }
     world.at(SECOND, Act::Start);

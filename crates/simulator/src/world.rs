@@ -19,7 +19,7 @@ use barycenter_core::order::SampleOrder;
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{CheckpointRef, FromNode, PhaseKind, ToNode};
 use barycenter_protocol::peer::PeerMessage;
-use barycenter_protocol::{Generation, NodeId};
+use barycenter_protocol::{Generation, NodeId, PROTOCOL_VERSION, ProtocolVersion};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 pub use conductor::Marks;
@@ -57,6 +57,8 @@ struct Device {
 pub enum Act {
     /// A new device comes (or one that was off comes back).
     On(usize),
+    /// It says that it leaves, and goes when the server lets it.
+    Leave(usize),
     /// The page is closed: the stream ends.
     Close(usize),
     /// The plug is pulled: nobody is told.
@@ -110,6 +112,8 @@ enum Event {
     Computer(usize),
     Network(Timer),
     Alive(NodeId),
+    /// Weights that it asked for beside its work have arrived.
+    FetchedBeside(NodeId, u64),
     NodeTick(NodeId),
     ServerTick,
     Upload(Generation, CheckpointRef, Adapter),
@@ -165,6 +169,8 @@ pub struct World {
     pub sent_to_peers: u64,
     /// Every job takes this many times longer.
     pub pace: f64,
+    /// What devices that join speak.
+    pub version: ProtocolVersion,
     phase: Option<PhaseKind>,
     state: Option<RunState>,
     most_blobs: usize,
@@ -221,6 +227,7 @@ impl World {
             events: Vec::new(),
             sent_to_peers: 0,
             pace: 1.0,
+            version: PROTOCOL_VERSION,
             phase: None,
             state: None,
             most_blobs: 0,
@@ -391,6 +398,7 @@ impl World {
             Event::Computer(computer) => self.computer_due(computer),
             Event::Network(timer) => self.network_due(timer),
             Event::Alive(node) => self.say_alive(node),
+            Event::FetchedBeside(node, number) => self.fetched_beside(node, number),
             Event::NodeTick(node) => self.tick_node(node),
             Event::ServerTick => {
                 if self.server_tick == Some(self.now) {
@@ -407,6 +415,12 @@ impl World {
             Act::On(device) => {
                 self.devices[device].is_on = true;
                 self.join(device);
+            }
+            Act::Leave(device) => {
+                self.devices[device].is_on = false;
+                if let Some(node) = self.node_of(device) {
+                    self.up(node, FromNode::Leaving);
+                }
             }
             Act::Close(device) => {
                 self.devices[device].is_on = false;

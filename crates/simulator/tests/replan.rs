@@ -2,8 +2,10 @@
 
 use barycenter_core::coordinator::RunProgress;
 use barycenter_core::io::{Micros, SECOND};
+use barycenter_core::planner::FillWish;
 use barycenter_protocol::control::PhaseKind;
 use barycenter_simulator::chaos::{LIMIT, random_links, small_run};
+use barycenter_simulator::house::House;
 use barycenter_simulator::{Act, DeviceSpec, World};
 
 /// So slow that sharing pays even over slow links: a fill step takes seconds, a train step half a second.
@@ -178,4 +180,194 @@ fn who_comes_in_the_last_epoch_changes_nothing() {
     finish(&mut world);
     assert_eq!(world.plans().len(), plans, "{:#?}", world.events);
     assert_eq!(redone(&world), 0);
+}
+
+/// Laptops of which one is too many, all at work, in an epoch of 40 steps.
+fn with_laptops(laptops: usize, change: impl FnOnce(&mut House)) -> World {
+    let mut start = small_run(4, 640, 0, 16, 3);
+    start.wait_for_nodes = laptops as u32;
+    start.plan.use_all_nodes = true;
+    start.plan.min_stages = laptops as u32 - 1;
+    let mut house = random_links(11, vec![laptop(); laptops]);
+    change(&mut house);
+    let mut world = World::new(11, start, house);
+    for device in 0..laptops {
+        world.at(0, Act::On(device));
+    }
+    world.at(SECOND, Act::Start);
+    world
+}
+
+/// The second of them does something at a step: leaves in one way, or in the other.
+fn with_leaver(laptops: usize, act: Act, at: (u32, u32)) -> World {
+    let mut world = with_laptops(laptops, |_| ());
+    to_epoch(&mut world, at.0, at.1);
+    world.at(world.now, act);
+    world
+}
+
+fn phases(world: &World, wanted: PhaseKind) -> usize {
+    world.progress.iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase, .. } if *phase == wanted)).count()
+}
+
+/// When steps were done from `since` on.
+fn steps_since(world: &World, since: Micros) -> Vec<Micros> {
+    world.progress.iter().filter(|(at, p)| *at >= since && matches!(p, RunProgress::Step(_))).map(|(at, _)| *at).collect()
+}
+
+/// The longest time after `since` in which the run came no further: no step was done that had not been done before.
+fn pause(world: &World, since: Micros) -> Micros {
+    let mut reached = None;
+    let mut times = vec![since];
+    for (at, progress) in &world.progress {
+        let RunProgress::Step(step) = progress else { continue };
+        if reached < Some(step.optimiser_steps) {
+            reached = Some(step.optimiser_steps);
+            times.extend((*at > since).then_some(*at));
+        }
+    }
+    times.windows(2).map(|two| two[1] - two[0]).max().expect("steps are done")
+}
+
+#[test]
+fn who_says_that_it_leaves_hands_its_part_over_while_the_run_goes_on_and_no_step_is_done_twice() {
+    for (laptops, at) in [2, 3].into_iter().flat_map(|n| [(0, 4), (0, 16), (1, 4), (1, 16)].map(|at| (n, at))) {
+        let mut world = with_leaver(laptops, Act::Leave(1), at);
+        let said = world.now;
+        assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+        let gone = world.now;
+        assert!(gone - said < 20 * SECOND, "{at:?}: let go after {} ms", (gone - said) / 1000);
+        assert!(!steps_since(&world, said).is_empty(), "{at:?}: steps are done meanwhile");
+        finish(&mut world);
+        assert_eq!(redone(&world), 0, "{at:?}: {:#?}", world.events);
+        assert_eq!(phases(&world, PhaseKind::Refill), 0, "{at:?}: its entries were moved, not computed again");
+        assert_eq!(world.plans().last().map(|(_, plan)| plan.nodes().len()), Some(laptops - 1));
+
+        let mut sudden = with_leaver(laptops, Act::Close(1), at);
+        finish(&mut sudden);
+        let (announced, sudden) = (pause(&world, said), pause(&sudden, said));
+        println!("one of {laptops} left at {at:?}: gone after {} ms, the run came no further for {} ms, without a word for {} ms", (gone - said) / 1000, announced / 1000, sudden / 1000);
+        assert!(announced < sudden, "{at:?}: {announced} µs, {sudden} µs without a word");
+    }
+}
+
+#[test]
+fn frozen_layers_that_others_take_over_are_fetched_while_the_run_goes_on() {
+    let leave = |act: Act| {
+        let mut world = with_laptops(3, |house| house.network.default_link.bytes_per_second = 1e6); // to the server: 8 s a layer
+        to_epoch(&mut world, 0, 4);
+        let said = world.now;
+        world.at(said, act);
+        assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+        let gone = world.now;
+        finish(&mut world);
+        (world, said, gone)
+    };
+    let (world, said, gone) = leave(Act::Leave(1));
+    assert!(gone - said > 8 * SECOND, "it waited for them: {} ms", (gone - said) / 1000);
+    assert!(steps_since(&world, said).iter().filter(|at| **at < gone).count() >= 4, "{:#?}", world.events);
+    assert_eq!(redone(&world), 0);
+    let (sudden, at, _) = leave(Act::Close(1));
+    let (announced, sudden) = (pause(&world, said), pause(&sudden, at));
+    println!("the run came no further for {} ms, without a word for {} ms", announced / 1000, sudden / 1000);
+    assert!(announced + 8 * SECOND < sudden, "{announced} µs, {sudden} µs without a word");
+}
+
+#[test]
+fn what_a_leaver_computed_in_a_refill_is_not_computed_again() {
+    // what is left to compute after somebody has left in the middle
+    let left = |act: Act| {
+        let mut world = with_laptops(3, |_| ());
+        world.start.plan.fill = FillWish::ForwardOnly;
+        assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Refill)));
+        world.run_to(world.now + 20 * SECOND);
+        assert_eq!(world.phase(), Some(PhaseKind::Refill));
+        world.at(world.now, act);
+        finish(&mut world);
+        let counts = world.events.iter().filter_map(|(_, _, text)| text.strip_prefix("Computing the cache entries of ")?.split(' ').next()?.parse::<u32>().ok());
+        counts.collect::<Vec<_>>()
+    };
+    let (announced, sudden) = (left(Act::Leave(1)), left(Act::Close(1)));
+    println!("samples to compute: {announced:?}, without a word {sudden:?}");
+    assert_eq!((announced.len(), announced[0], sudden[0]), (2, 640, 640));
+    assert!(announced[1] + 100 < sudden[1], "{announced:?}, without a word {sudden:?}");
+}
+
+#[test]
+fn a_leaver_whose_plug_is_pulled_meanwhile_is_lost_like_any_other() {
+    let mut world = with_leaver(3, Act::Leave(1), (0, 16));
+    world.at(world.now + 100_000, Act::PullPlug(1));
+    assert!(world.run_until(LIMIT, |w| w.events.iter().any(|(_, _, text)| text.contains("is gone: the others"))), "{:#?}", world.events);
+    finish(&mut world);
+}
+
+#[test]
+fn a_leaver_that_stands_still_is_waited_for_a_minute_at_most() {
+    let mut world = with_leaver(3, Act::Freeze(1), (0, 16));
+    let said = world.now;
+    world.at(said, Act::Leave(1));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+    assert!(world.now - said <= 61 * SECOND, "{} ms", (world.now - said) / 1000);
+    finish(&mut world);
+}
+
+#[test]
+fn two_that_leave_one_after_the_other_hand_over_to_the_third() {
+    let mut world = with_laptops(3, |_| ());
+    world.start.plan.min_stages = 1;
+    to_epoch(&mut world, 1, 4);
+    world.at(world.now, Act::Leave(1));
+    world.at(world.now + SECOND / 5, Act::Leave(2));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none() && w.node_of(2).is_none()), "{:#?}", world.events);
+    finish(&mut world);
+    assert_eq!((redone(&world), phases(&world, PhaseKind::Refill)), (0, 0), "{:#?}", world.events);
+}
+
+#[test]
+fn among_devices_of_an_older_version_who_leaves_goes_at_once() {
+    let mut world = with_laptops(2, |_| ());
+    world.version.minor = 1;
+    to_epoch(&mut world, 1, 4);
+    let said = world.now;
+    world.at(said, Act::Leave(1));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()), "{:#?}", world.events);
+    assert!(world.now - said < SECOND / 10, "{} ms", (world.now - said) / 1000);
+    finish(&mut world);
+}
+
+#[test]
+fn a_page_closed_without_a_word_costs_steps_and_cache_entries() {
+    for at in [(0, 16), (1, 16)] {
+        let mut world = with_leaver(2, Act::Close(1), at);
+        finish(&mut world);
+        assert!(redone(&world) > 0, "{at:?}");
+        assert!(phases(&world, PhaseKind::Refill) > 0, "{at:?}");
+    }
+}
+
+#[test]
+fn who_has_no_part_may_go_at_once() {
+    let mut world = with_slow_newcomer(12);
+    to_epoch(&mut world, 0, 4);
+    world.at(world.now, Act::On(1));
+    world.run_to(world.now + SECOND);
+    let (said, plans) = (world.now, world.plans().len());
+    world.at(said, Act::Leave(1));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()));
+    assert!(world.now - said < SECOND / 10, "{} ms", (world.now - said) / 1000);
+    finish(&mut world);
+    assert_eq!((world.plans().len() - plans, redone(&world)), (1, 0), "the train plan, and none for the leaver");
+}
+
+#[test]
+fn the_last_device_may_go_at_once_and_the_run_waits() {
+    let mut world = with_leaver(2, Act::Leave(1), (1, 4));
+    assert!(world.run_until(LIMIT, |w| w.node_of(1).is_none()));
+    to_epoch(&mut world, 1, 20);
+    let said = world.now;
+    world.at(said, Act::Leave(0));
+    assert!(world.run_until(LIMIT, |w| w.node_of(0).is_none()));
+    assert!(world.now - said < SECOND / 10);
+    world.at(world.now + 20 * SECOND, Act::On(0));
+    finish(&mut world);
 }

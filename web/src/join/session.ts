@@ -8,7 +8,9 @@ import type { ThreadPlan } from '../threads';
 const WASM_URL = '/assets/node_bg.wasm';
 const THREADED_WASM_URL = '/assets/node_threads_bg.wasm';
 const WORKER_URL = '/assets/worker.js';
-/** Time the wasm node gets to say goodbye before its Worker is ended. */
+/** Time the others get to take over from this device before its Worker is ended: somewhat longer than the node waits itself. */
+const HAND_OVER_MILLIS = 70_000;
+/** Time to say goodbye where nobody waits for that. */
 const LEAVE_MILLIS = 2000;
 
 export interface StayOptions {
@@ -23,8 +25,10 @@ export interface StayOptions {
 
 /** A started stay. */
 export interface Stay {
-  /** Says goodbye; a `left` event follows even if the node no longer answers. */
+  /** Lets the others take over and says goodbye; called again, at once. A `left` event follows even if the node no longer answers. */
   leave(): void;
+  /** Says goodbye without waiting for the others. */
+  leaveAtOnce(): void;
 }
 
 /** The compiled node, and with how many threads it is to compute. */
@@ -54,6 +58,7 @@ export function startStay(node: CompiledNode, options: StayOptions, onEvent: (ev
   const bridge = startRtcBridge(channel.port1);
   const failures = new BroadcastChannel(`barycenter threads ${crypto.randomUUID()}`);
   let over = false;
+  let isLeaving = false;
   const end = (event: NodeEvent): void => {
     if (over) return;
     over = true;
@@ -76,12 +81,16 @@ export function startStay(node: CompiledNode, options: StayOptions, onEvent: (ev
   };
   const start: StartMessage = { type: 'start', origin: location.origin, rtcPort: channel.port2, failures: failures.name, ...node, ...options };
   worker.postMessage(start, [channel.port2]);
-  return {
-    leave() {
-      worker.postMessage({ type: 'leave' } satisfies ToWorker);
-      setTimeout(() => end({ type: 'left', reason: 'You left.' }), LEAVE_MILLIS);
-    },
+  const leave = (): void => {
+    worker.postMessage({ type: 'leave' } satisfies ToWorker);
+    setTimeout(() => end({ type: 'left', reason: 'You left.' }), isLeaving ? LEAVE_MILLIS : HAND_OVER_MILLIS);
+    isLeaving = true;
   };
+  const leaveAtOnce = (): void => {
+    if (!isLeaving) leave();
+    leave();
+  };
+  return { leave, leaveAtOnce };
 }
 
 /** Keeps the screen on until closed, asking again whenever the page comes back to the front. */

@@ -25,6 +25,8 @@ export interface StayView {
   counters: Counters | null;
   peers: Peer[];
   remark: string;
+  /** Asked to leave: the others take over first. */
+  leaving: boolean;
   end: { sentence: string; bad: boolean } | null;
 }
 
@@ -38,6 +40,7 @@ export const NEW_STAY: StayView = {
   counters: null,
   peers: [],
   remark: '',
+  leaving: false,
   end: null,
 };
 
@@ -72,6 +75,8 @@ export function fold(view: StayView, event: NodeEvent): StayView {
     }
     case 'reconnecting':
       return { ...view, stage: 'reconnecting', remark: `${sentence(event.reason)} Trying again (${event.attempt}).` };
+    case 'leaving':
+      return { ...view, leaving: true };
     case 'left':
       return { ...view, stage: 'over', progress: null, peers: [], end: { sentence: sentence(event.reason || 'You left'), bad: false } };
     case 'error':
@@ -106,6 +111,7 @@ export function surroundingsOf(snapshot: Snapshot | null, node: number | null): 
 /** What this device does now, in one sentence. */
 export function doing(view: StayView, around: Surroundings): string {
   if (view.stage === 'reconnecting') return 'Looking for the home server';
+  if (view.leaving) return 'Handing over to the others';
   const { activity } = view;
   if (around.resting && view.stage === 'in' && !activity?.phase) return 'Resting: the others are faster without help';
   if (!activity) return view.stage === 'in' ? 'Waiting for a run to start' : 'Getting ready';

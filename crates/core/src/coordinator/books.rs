@@ -2,7 +2,7 @@
 
 use super::SavedStep;
 use crate::io::{Micros, SECOND};
-use crate::order::{EpochOrder, SampleOrder};
+use crate::order::{EpochOrder, SampleOrder, Slotted};
 use barycenter_protocol::api::EpochView;
 use barycenter_protocol::control::{PhaseKind, StepReport};
 use barycenter_protocol::{NodeId, SampleId};
@@ -93,6 +93,11 @@ impl Books {
         self.epoch_began.entry(epoch).or_insert(now);
     }
 
+    /// Seconds since the last step was complete (or the phase began).
+    pub fn seconds_in_step(&self, now: Micros) -> f64 {
+        seconds(now.saturating_sub(self.step_began))
+    }
+
     fn epoch_seconds(&self, now: Micros, epoch: u32) -> f64 {
         let before = self.epoch_before.get(&epoch).copied().unwrap_or(0.0);
         before + self.epoch_began.get(&epoch).map_or(0.0, |began| seconds(now.saturating_sub(*began)))
@@ -125,6 +130,11 @@ impl Books {
         wanted.sort();
         samples.sort();
         Some(ClosedStep { sums, gradient_norm, seconds: took, is_exact: samples == wanted, reports: reports.into_iter().collect() })
+    }
+
+    /// The mini-batch of a step of the epoch that was reported last.
+    pub fn mini_batch(&self, step: u32) -> Vec<Slotted> {
+        self.order.as_ref().map_or(Vec::new(), |(_, order)| order.mini_batch(step))
     }
 
     /// An epoch whose last step is done, the first time it is asked for.

@@ -43,6 +43,13 @@ pub(super) fn held(spec: &RunSpec, holdings: &[Holding]) -> Held {
     held
 }
 
+/// Notes that some taps of a sample are held.
+pub(super) fn note(held: &mut Held, sample: SampleId, taps: &Range<u32>) {
+    if let Some(held) = held.get_mut(sample.0 as usize) {
+        *held |= bits(taps);
+    }
+}
+
 /// Samples of which some tap is held by none of these nodes.
 pub(super) fn missing<'a>(spec: &RunSpec, nodes: impl Iterator<Item = &'a Held>) -> Vec<SampleId> {
     let mut union = vec![0u128; samples(spec) as usize];

@@ -16,7 +16,7 @@ use crate::planner::PlanOptions;
 use barycenter_protocol::api::{EpochView, RunState};
 use barycenter_protocol::control::{CheckpointRef, FromNode, GenerateRequest, PhaseKind, RunSpec, ToNode};
 use barycenter_protocol::plan::{DeviceProfile, ModelCost, Plan};
-use barycenter_protocol::{Generation, NodeId, RunId};
+use barycenter_protocol::{Generation, NodeId, ProtocolVersion, RunId};
 use serde::{Deserialize, Serialize};
 
 /// A run to start.
@@ -41,6 +41,8 @@ pub enum CoordinatorInput {
     NodeJoined {
         /// Who, and what it can do.
         profile: DeviceProfile,
+        /// What it speaks.
+        version: ProtocolVersion,
     },
     /// A node that comes now is a device that the run was started without ([`PlanOptions::without`] under an earlier id).
     LeaveOut {
@@ -231,7 +233,7 @@ pub enum CoordinatorOutput {
         /// What.
         message: ToNode,
     },
-    /// End this node's stream: it was silent, or stood still while others waited.
+    /// End this node's stream: it was silent, stood still while others waited, or wished to leave and may go now.
     Drop {
         /// Whom.
         node: NodeId,

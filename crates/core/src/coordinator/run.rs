@@ -3,8 +3,9 @@
 //! A generation either fills (epoch 0 through the pipeline, then a refill of what the cache lacks) or trains
 //! (redistribution, then epochs from the cache), or only refills before it trains. Every change of plan is a new generation from the newest
 //! checkpoint; at the end of an epoch that checkpoint is the end of the epoch, so that nothing is redone. When a change is
-//! worth it is decided in `run/replan.rs`.
+//! worth it is decided in `run/replan.rs`; what is done for a device that says that it leaves, in `run/leaving.rs`.
 
+mod leaving;
 mod replan;
 
 use super::SavedStep;
@@ -22,6 +23,7 @@ use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{Assignment, CheckpointRef, FromNode, Holding, Measurements, Phase, PhaseKind, StepReport, ToNode};
 use barycenter_protocol::plan::{FillMode, Plan};
 use barycenter_protocol::{Generation, NodeId, RunId};
+use leaving::Leaving;
 use replan::{Rehearsal, Weighing};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -66,9 +68,9 @@ impl Exclusion {
 enum State {
     Gathering { since: Option<Micros> },
     Preparing { pending: BTreeMap<NodeId, Micros> },
-    Phase { kind: PhaseKind, epoch: u32, held_out_only: bool, doing: BTreeSet<NodeId>, pending: BTreeSet<NodeId> },
-    /// The end of the epoch before `epoch`: waits for its checkpoint.
-    Boundary { since: Micros, epoch: u32 },
+    Phase { kind: PhaseKind, epoch: u32, held_out_only: bool, doing: BTreeSet<NodeId>, pending: BTreeSet<NodeId>, stop: Option<u32> },
+    /// All steps before this epoch and step are done: waits for their checkpoint.
+    Boundary { since: Micros, at: (u32, u32) },
     Over,
 }
 
@@ -102,6 +104,7 @@ pub(super) struct Run {
     train_pace: Pace,
     weighing: Weighing,
     rehearsal: Option<Rehearsal>,
+    leaving: Leaving,
     /// Last step that all have reported.
     last_step: Option<(u32, u32)>,
     prepare_began: Option<Micros>,
@@ -152,6 +155,7 @@ impl Run {
             train_pace: Pace::default(),
             weighing: Weighing::default(),
             rehearsal: None,
+            leaving: Leaving::default(),
             last_step: None,
             prepare_began: None,
             prepare_seconds: None,
@@ -239,6 +243,7 @@ impl Run {
 
     fn end(&mut self, ctx: &mut Context, state: RunState, note: impl Into<String>) {
         self.abort(ctx);
+        self.release_all(ctx);
         if self.paused {
             self.paused = false;
             for node in ctx.swarm.members.keys() {
@@ -257,8 +262,8 @@ impl Run {
         self.checkpoint = Some(checkpoint);
         self.persist(ctx);
         ctx.progress(self.id(), RunProgress::Checkpoint(checkpoint));
-        if let State::Boundary { epoch, .. } = self.state {
-            self.boundary(ctx, epoch);
+        if let State::Boundary { at, .. } = self.state {
+            self.boundary(ctx, at);
         } else {
             self.weigh_amid(ctx, true);
         }
@@ -274,6 +279,7 @@ impl Run {
         self.fill_pace.forget(node);
         self.train_pace.forget(node);
         self.leaves_rehearsal(node);
+        self.leaving.forget(node);
         self.lose(ctx, node, name);
     }
 
@@ -282,8 +288,9 @@ impl Run {
             return;
         }
         let in_stages = self.plan.iter().flat_map(|p| &p.stages).any(|s| s.members.iter().any(|m| m.node == node));
+        let in_plan = self.plan.as_ref().is_some_and(|p| p.nodes().contains(&node));
         match &mut self.state {
-            State::Preparing { pending } if self.fills && !in_stages => {
+            State::Preparing { pending } if (self.fills && !in_stages) || !in_plan => {
                 pending.remove(&node);
                 if pending.is_empty() {
                     self.prepared(ctx);
@@ -316,6 +323,9 @@ impl Run {
 
     pub fn link_lost(&mut self, ctx: &mut Context, a: NodeId, b: NodeId) {
         if self.participants.contains(&a) && self.participants.contains(&b) && !self.is_over() {
+            if self.gives_up_on_leaver(ctx, a, b) {
+                return;
+            }
             let (a, b) = (ctx.swarm.name(a), ctx.swarm.name(b));
             self.again(ctx, format!("the link between {a} and {b} broke"));
         }
@@ -368,9 +378,13 @@ impl Run {
                 }
             }
             FromNode::Waiting { generation, peers } if current(generation) => {
+                if self.has_missed_stop() {
+                    return self.again(ctx, format!("{} had begun another step already", ctx.swarm.name(node)));
+                }
                 self.stall.waits(ctx.now, node, peers);
                 self.check_stall(ctx);
             }
+            FromNode::TakenOver { generation, round } if current(generation) => self.took_over(node, round),
             FromNode::Failed { generation, reason } if current(generation) && !self.is_over() => self.exclude(ctx, node, reason),
             _ => {}
         }
@@ -391,8 +405,8 @@ impl Run {
                     ctx.dropped.push((node, "it did not get ready in time".into()));
                 }
             }
-            State::Boundary { since, epoch } if *since + CHECKPOINT_PATIENCE <= ctx.now => {
-                let text = format!("the checkpoint at the end of epoch {} did not arrive", epoch);
+            State::Boundary { since, at: (epoch, step) } if *since + CHECKPOINT_PATIENCE <= ctx.now => {
+                let text = format!("the checkpoint before step {step} of epoch {} did not arrive", epoch + 1);
                 self.again(ctx, text);
             }
             State::Phase { .. } => self.weigh_amid(ctx, false),
@@ -401,6 +415,8 @@ impl Run {
         for node in self.late_for_rehearsal(ctx) {
             ctx.dropped.push((node, "it did not get ready in time".into()));
         }
+        self.stop_if_taken_over(ctx);
+        self.release_late(ctx);
     }
 
     /// How long a node may be silent: a page whose processor is busy with a long job, or with reading weights, says nothing.
@@ -423,7 +439,7 @@ impl Run {
     }
 
     pub fn deadline(&self, ctx: &Context) -> Option<Micros> {
-        [self.state_deadline(ctx), self.rehearsal_deadline(ctx)].into_iter().flatten().min()
+        [self.state_deadline(ctx), self.rehearsal_deadline(ctx), self.leaving.deadline()].into_iter().flatten().min()
     }
 
     fn state_deadline(&self, ctx: &Context) -> Option<Micros> {
@@ -507,7 +523,7 @@ impl Run {
         if self.hopeless == Some(situation) {
             return;
         }
-        match self.make_plan(ctx, self.start.plan.fill) {
+        match self.plan_taken_over(ctx).map_or_else(|| self.make_plan(ctx, self.start.plan.fill), Ok) {
             Ok((plan, considered)) => self.prepare(ctx, plan, considered),
             Err(error) => {
                 self.hopeless = Some(situation);
@@ -525,7 +541,7 @@ impl Run {
 
     /// What is known of the devices that may take part and are linked with one another.
     fn linked(&self, ctx: &Context) -> Measurements {
-        let takes_part = |n: NodeId| !self.is_left_out(ctx.now, n) && !self.start.plan.without.contains(&n);
+        let takes_part = |n: NodeId| !self.is_left_out(ctx.now, n) && !self.leaving.contains(n) && !self.start.plan.without.contains(&n);
         linked_subset(&ctx.swarm.measurements(takes_part))
     }
 
@@ -539,7 +555,10 @@ impl Run {
         }
         self.books.forget_rates();
         self.stall.clear();
-        let nodes: BTreeSet<_> = plan.nodes().into_iter().collect();
+        let mut nodes: BTreeSet<_> = plan.nodes().into_iter().collect();
+        self.nodes_before = nodes.len() as u32;
+        nodes.extend(self.donors(ctx, &nodes));
+        self.leaving.begins_anew();
         for node in self.participants.difference(&nodes) {
             ctx.tell(*node, ToNode::Abort { generation: self.generation });
         }
@@ -561,7 +580,6 @@ impl Run {
         let fills_forward_only = plan.fill == FillMode::ForwardOnly && at.epoch == 0 && lacks;
         self.fills = at.epoch == 0 && lacks && !fills_forward_only;
         self.needs_backbone = self.fills || fills_forward_only || self.force_backbone || (!known.is_empty() && lacks);
-        self.nodes_before = nodes.len() as u32;
         self.hopeless = None;
         self.plan = Some(plan.clone());
         self.considered = considered;
@@ -600,6 +618,9 @@ impl Run {
     }
 
     fn prepared(&mut self, ctx: &mut Context) {
+        if self.hands_over(ctx) {
+            return;
+        }
         let missing = self.missing();
         if self.fills && missing.is_empty() {
             ctx.event(Level::Good, "Every sample is in the cache already: epoch 1 is trained from it.");
@@ -676,7 +697,7 @@ impl Run {
 
     fn begin(&mut self, ctx: &mut Context, kind: PhaseKind, epoch: u32, phases: Vec<(NodeId, Phase)>) {
         let doing: BTreeSet<_> = phases.iter().map(|(n, _)| *n).collect();
-        self.state = State::Phase { kind, epoch, held_out_only: false, pending: doing.clone(), doing };
+        self.state = State::Phase { kind, epoch, held_out_only: false, pending: doing.clone(), doing, stop: None };
         self.stall.clear();
         if matches!(kind, PhaseKind::Fill | PhaseKind::Train) {
             self.books.begin(ctx.now, epoch);
@@ -691,16 +712,19 @@ impl Run {
     }
 
     fn phase_done(&mut self, ctx: &mut Context) {
-        let State::Phase { kind, epoch, held_out_only, .. } = self.state else { return };
+        let State::Phase { kind, epoch, held_out_only, stop, .. } = self.state else { return };
+        if let Some(step) = stop {
+            return self.boundary(ctx, (epoch, step));
+        }
         match kind {
             PhaseKind::Fill => match self.missing() {
-                missing if missing.is_empty() => self.boundary(ctx, 1),
+                missing if missing.is_empty() => self.boundary(ctx, (1, 0)),
                 missing => self.refill(ctx, missing),
             },
             PhaseKind::Refill if self.fills => match self.missing() {
                 missing if missing.is_empty() => {
                     self.fruitless_refills = 0;
-                    self.boundary(ctx, 1);
+                    self.boundary(ctx, (1, 0));
                 }
                 missing => {
                     self.fruitless_refills += 1;
@@ -711,6 +735,7 @@ impl Run {
                 self.fruitless_refills += 1; // taken back if nothing is missing
                 self.complete_cache(ctx);
             }
+            PhaseKind::Redistribute if self.leaving.hands_over => self.handed_over(ctx),
             PhaseKind::Redistribute => {
                 let Some(plan) = &self.plan else { return };
                 let nodes = self.participants.iter().filter_map(|n| Some((*n, self.holdings.get(n)?))).collect();
@@ -736,20 +761,20 @@ impl Run {
     /// Goes on with an epoch: with the plan in force, or with a new one if somebody has joined who is of use.
     fn next_epoch(&mut self, ctx: &mut Context, epoch: u32, step: u32) {
         if epoch >= self.start.spec.epochs {
-            return self.boundary(ctx, epoch);
+            return self.boundary(ctx, (epoch, 0));
         }
-        if step == 0 && self.changes_at_epoch_end(ctx, epoch) {
-            return self.boundary(ctx, epoch);
+        if step == 0 && (!self.leaving.is_empty() || self.changes_at_epoch_end(ctx, epoch)) {
+            return self.boundary(ctx, (epoch, 0));
         }
         self.begin_train(ctx, epoch, step, false);
     }
 
-    /// All steps before `epoch` are done: once their checkpoint is there, a new plan or the end.
-    fn boundary(&mut self, ctx: &mut Context, epoch: u32) {
+    /// All steps before this epoch and step are done: once their checkpoint is there, a new plan or the end.
+    fn boundary(&mut self, ctx: &mut Context, (epoch, step): (u32, u32)) {
         let at = self.position();
-        if (at.epoch, at.step) < (epoch, 0) {
+        if (at.epoch, at.step) < (epoch, step) {
             if !matches!(self.state, State::Boundary { .. }) {
-                self.state = State::Boundary { since: ctx.now, epoch };
+                self.state = State::Boundary { since: ctx.now, at: (epoch, step) };
             }
             return;
         }
@@ -764,6 +789,17 @@ impl Run {
     }
 
     // ---- books ----
+
+    /// A step of the fill phase is in the cache: each stage wrote its taps.
+    fn note_filled(&mut self, step: u32) {
+        let Some(plan) = &self.plan else { return };
+        let mini_batch = self.books.mini_batch(step);
+        for (stage, member) in plan.stages.iter().flat_map(|s| s.members.iter().map(move |m| (s, m))) {
+            let Some(held) = self.holdings.get_mut(&member.node) else { continue };
+            let taps = self.start.spec.taps_of(&stage.layers);
+            mini_batch.iter().filter(|s| member.slots.contains(&s.slot)).for_each(|s| cache::note(held, s.sample, &taps));
+        }
+    }
 
     fn step_done(&mut self, ctx: &mut Context, node: NodeId, report: StepReport) {
         let spec = &self.start.spec;
@@ -782,6 +818,9 @@ impl Run {
         }
         self.last_step = Some((epoch, step));
         self.note_pace(ctx, is_fill, closed.seconds, &closed.reports);
+        if is_fill {
+            self.note_filled(step);
+        }
         if !closed.is_exact {
             ctx.event(Level::Bad, format!("Step {step} of epoch {epoch} was computed on other samples than planned: please report this."));
         }

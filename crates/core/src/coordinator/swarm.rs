@@ -5,12 +5,13 @@ use super::{CoordinatorOutput, Level, Patience, RunProgress};
 use crate::io::Micros;
 use barycenter_protocol::control::{Measurements, ToNode};
 use barycenter_protocol::plan::DeviceProfile;
-use barycenter_protocol::{NodeId, RunId};
+use barycenter_protocol::{NodeId, ProtocolVersion, RunId};
 use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Debug)]
 pub(super) struct Member {
     pub profile: DeviceProfile,
+    pub version: ProtocolVersion,
     pub last_heard: Micros,
 }
 
@@ -42,6 +43,8 @@ pub(super) struct Context<'a> {
     pub out: &'a mut VecDeque<CoordinatorOutput>,
     /// Nodes to be sent away once the run has finished handling.
     pub dropped: Vec<(NodeId, String)>,
+    /// Nodes that wished to leave and may go now.
+    pub released: Vec<NodeId>,
 }
 
 impl Context<'_> {

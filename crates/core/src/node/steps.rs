@@ -41,12 +41,14 @@ pub(super) struct Steps {
     epoch: u32,
     step: u32,
     last_epoch: u32,
+    /// The first step of this epoch that is not to be done.
+    stop: Option<u32>,
     state: State,
 }
 
 impl Steps {
     pub fn new(setup: &Setup, way: Way, epoch: u32, step: u32, last_epoch: u32) -> Self {
-        let mut steps = Self { way, order: setup.order.epoch(epoch), epoch, step, last_epoch, state: State::Ready };
+        let mut steps = Self { way, order: setup.order.epoch(epoch), epoch, step, last_epoch, stop: None, state: State::Ready };
         if step >= steps.order.steps() {
             steps.end_epoch(setup);
         }
@@ -61,6 +63,13 @@ impl Steps {
     /// Part of the epoch done, 0 … 1.
     pub fn fraction(&self) -> f32 {
         self.step as f32 / self.order.steps().max(1) as f32
+    }
+
+    /// Ends before a step that has not begun; the checkpoint lies there.
+    pub fn stop_before(&mut self, epoch: u32, step: u32) {
+        if epoch == self.epoch && step > self.step && step < self.order.steps() {
+            self.stop = Some(step);
+        }
     }
 
     fn key(&self, setup: &Setup) -> StepKey {
@@ -176,13 +185,13 @@ impl Steps {
         self.epoch * schedule::steps_per_epoch(&setup.assignment.spec) + self.step
     }
 
-    /// Counts the step; a checkpoint every so many steps and at the end of an epoch, by the first of each group.
+    /// Counts the step; a checkpoint every so many steps, where it stops, and at the end of an epoch, by the first of each group.
     fn after_update(&mut self, setup: &Setup) -> Next {
         let optimiser_steps = self.optimiser_step(setup) + 1;
         self.step += 1;
         let ends = self.step >= self.order.steps();
         let every = setup.assignment.spec.checkpoint_steps;
-        let due = ends || (every > 0 && optimiser_steps.is_multiple_of(every));
+        let due = ends || self.stop == Some(self.step) || (every > 0 && optimiser_steps.is_multiple_of(every));
         let plan = &setup.assignment.plan;
         let (part, parts, saver) = match self.way {
             Way::Fill { stage } => (stage, plan.stages.len(), plan.stages[stage].members.first()),
@@ -199,7 +208,11 @@ impl Steps {
     }
 
     fn go_on(&mut self, setup: &Setup) {
-        if self.step >= self.order.steps() { self.end_epoch(setup) } else { self.state = State::Ready }
+        if self.step >= self.order.steps() {
+            self.end_epoch(setup);
+        } else {
+            self.state = if self.stop == Some(self.step) { State::Over } else { State::Ready };
+        }
     }
 
     fn end_epoch(&mut self, setup: &Setup) {

@@ -1,9 +1,10 @@
 //! Getting ready for a generation: tokens, weights, adapter state.
 
-use super::{CACHE_FORMAT, Generation, JobError, Progress, Worker, cache_dtype, no_generation, side_config};
+use super::fetch::{Model, wanted};
+use super::{CACHE_FORMAT, Generation, JobError, Progress, Worker, cache_dtype, side_config};
 use crate::cache::ActivationCache;
 use crate::meter::MemoryPhase;
-use crate::weights::{PIECE_BYTES, WeightStore};
+use crate::weights::WeightStore;
 use barycenter_core::io::StagePart;
 use barycenter_engine::optim::AdamWConfig;
 use barycenter_engine::packed::Sequence;
@@ -12,17 +13,10 @@ use barycenter_model::names::Parts;
 use barycenter_model::{Manifest, ManifestTensor, MemoryTensors, ModelConfig, TensorEntry, TensorSource, hash_bytes};
 use barycenter_protocol::control::{Assignment, RunSpec};
 use barycenter_transport::platform;
-use bytes::Bytes;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
-
-/// A model and the weights of it that are on this device.
-pub(crate) struct Model {
-    pub manifest: Manifest,
-    pub config: ModelConfig,
-    pub weights: WeightStore,
-}
 
 impl Worker {
     pub(super) async fn prepare(&mut self, assignment: Box<Assignment>, part: Option<StagePart>, train_slots: Option<Range<u32>>, progress: Progress<'_>) -> Result<(), JobError> {
@@ -31,21 +25,14 @@ impl Worker {
         let spec = &assignment.spec;
         let backbone_layers = part.as_ref().filter(|_| assignment.needs_backbone).map(|p| p.layers.start as usize..p.layers.end as usize);
         let trains = train_slots.is_some();
-        let wanted = |config: &ModelConfig| match &backbone_layers {
-            Some(layers) => {
-                let mut parts = Parts::stage(config, layers.clone());
-                parts.head |= trains;
-                parts
-            }
-            None => Parts::head_only(),
-        };
-        self.open_model(spec, wanted, progress).await?;
+        let frozen = part.as_ref().filter(|_| assignment.needs_backbone);
+        self.open_model(spec, |config| wanted(config, frozen, trains), progress).await?;
         self.check_cancelled(cancelled_before)?;
         let samples = self.fetch_samples(spec).await?;
         self.open_cache(spec).await?;
         self.check_cancelled(cancelled_before)?;
 
-        let model = self.model.as_mut().ok_or_else(no_generation)?;
+        let model = self.model()?;
         let config = model.config.clone();
         // While the pipeline trains, a node holds the side network beside its layers; afterwards all of it.
         let side_layers = match (&part, assignment.fills) {
@@ -59,11 +46,14 @@ impl Worker {
             Some(layers) => Parts::stage(&config, layers.clone()),
             None => Parts::head_only(),
         };
-        let mut weights = model.weights.held_as(spec.weights);
-        runtime.load_backbone(&mut weights, &parts)?;
+        let backbone_bytes = {
+            let mut store = model.weights.borrow_mut();
+            let mut weights = store.held_as(spec.weights);
+            runtime.load_backbone(&mut weights, &parts)?;
+            let held = |(name, _): (String, &ManifestTensor)| weights.entry(&name).map_or(0, |entry| entry.end - entry.start);
+            if backbone_layers.is_some() { model.manifest.entries(&config, &parts)?.into_iter().map(held).sum() } else { 0 }
+        };
         runtime.cache_as(cache_dtype(spec), &side_config(spec));
-        let held = |(name, _): (String, &ManifestTensor)| weights.entry(&name).map_or(0, |entry| entry.end - entry.start);
-        let backbone_bytes = if backbone_layers.is_some() { model.manifest.entries(&config, &parts)?.into_iter().map(held).sum() } else { 0 };
         self.meter.update(|c| c.backbone_bytes = backbone_bytes);
         if let Some(side_layers) = side_layers {
             let side_config = side_config(spec);
@@ -91,8 +81,8 @@ impl Worker {
 
     /// Makes `self.model` the spec's, with at least the wanted parts on this device.
     pub(super) async fn open_model(&mut self, spec: &RunSpec, wanted: impl Fn(&ModelConfig) -> Parts, progress: Progress<'_>) -> Result<(), JobError> {
-        if self.model.as_ref().is_none_or(|model| model.manifest.model_hash != spec.model_hash) {
-            self.model = None;
+        if self.weights.model().is_none_or(|model| model.manifest.model_hash != spec.model_hash) {
+            self.weights.model.replace(None);
             let manifest: Manifest = self.http.get_json(&format!("/api/models/{}/manifest", spec.model)).await?;
             if manifest.model_hash != spec.model_hash {
                 return Err(JobError::Other(format!("the server's model {} has changed since the run was started: start a new run", spec.model)));
@@ -104,44 +94,10 @@ impl Worker {
                 .map(|(name, t)| (name.clone(), TensorEntry { dtype: t.dtype, shape: t.shape.clone(), start: t.offset, end: t.offset + t.len_bytes }))
                 .collect();
             let weights = WeightStore::open(self.storage.as_ref(), &spec.model_hash, entries).await?;
-            self.model = Some(Model { manifest, config, weights });
+            self.weights.model.replace(Some(Rc::new(Model { manifest, config, weights: RefCell::new(weights) })));
         }
-        let model = self.model.as_mut().ok_or_else(no_generation)?;
-        let parts = wanted(&model.config);
-        let missing: Vec<String> = model.manifest.entries(&model.config, &parts)?.into_iter().map(|(name, _)| name).filter(|name| !model.weights.holds(name)).collect();
-        // Neighbours come in one request; a tensor larger than a piece comes in several, so that memory stays bounded.
-        let ranges = model.manifest.ranges(missing.iter().map(String::as_str), PIECE_BYTES)?;
-        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let mut done = 0;
-        for range in ranges {
-            let path = format!("/api/models/{}/files/{}", spec.model, range.file);
-            let mut tensors: Vec<(&str, &ManifestTensor)> = range.tensors.iter().filter_map(|name| Some((name.as_str(), model.manifest.tensors.get(name)?))).collect();
-            tensors.sort_by_key(|(_, tensor)| tensor.offset);
-            let mut buffer = Bytes::new();
-            let mut at = range.start;
-            for (name, tensor) in tensors {
-                let mut incoming = model.weights.begin(name, tensor.len_bytes);
-                let mut left = tensor.len_bytes;
-                while left > 0 {
-                    if buffer.is_empty() {
-                        let end = (at + PIECE_BYTES).min(range.end);
-                        buffer = self.http.get_range(&path, at..end).await?;
-                        done += end - at;
-                        at = end;
-                        self.meter.update(|c| c.weights_downloaded_bytes += buffer.len() as u64);
-                        progress(format!("weights: {:.1} of {:.1} MB", done as f64 / 1e6, total as f64 / 1e6), done as f32 / total.max(1) as f32);
-                    }
-                    let piece = buffer.split_to(buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
-                    model.weights.push(&mut incoming, &piece)?;
-                    left -= piece.len() as u64;
-                }
-                if !model.weights.commit(incoming, &tensor.hash)? {
-                    return Err(JobError::Other(format!("the weights of {name} arrived damaged: join again")));
-                }
-            }
-            model.weights.flush()?;
-        }
-        Ok(())
+        let model = self.model()?;
+        self.weights.fetch(&spec.model, &model, &wanted(&model.config), progress).await
     }
 
     async fn fetch_samples(&self, spec: &RunSpec) -> Result<Vec<Sequence>, JobError> {

@@ -47,7 +47,7 @@ pub(super) struct Conductor {
 impl Conductor {
     fn handle(&mut self, now: Micros, input: CoordinatorInput) -> Vec<(NodeId, ToNode)> {
         match input {
-            CoordinatorInput::NodeJoined { profile } => {
+            CoordinatorInput::NodeJoined { profile, .. } => {
                 let peers = self.joined.clone();
                 self.joined.push(profile.node);
                 let mut out: Vec<_> = peers.into_iter().flat_map(|p| [(p, ToNode::Dial { peer: profile.node }), (profile.node, ToNode::Dial { peer: p })]).collect();

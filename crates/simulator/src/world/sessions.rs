@@ -6,9 +6,9 @@ use crate::engine::{Engine, Finished};
 use crate::meter::{JobKind, JobSpan};
 use crate::network::SERVER;
 use crate::shared::Use;
-use crate::timing::Seconds;
+use crate::timing::{Seconds, Weights};
 use barycenter_core::coordinator::CoordinatorInput;
-use barycenter_core::io::{Job, JobId, JobResult, Micros, NodeInput, NodeOutput, SECOND};
+use barycenter_core::io::{Job, JobId, JobResult, Micros, NodeInput, NodeOutput, SECOND, StagePart};
 use barycenter_core::node::Node;
 use barycenter_protocol::NodeId;
 use barycenter_protocol::control::{Counters, FromNode, ToNode};
@@ -27,6 +27,8 @@ pub(super) struct Session {
     pub links: BTreeMap<NodeId, u64>,
     jobs: VecDeque<(JobId, Job)>,
     running: Option<Running>,
+    /// What it fetches beside its jobs.
+    fetching: Option<(u64, Vec<Weights>)>,
     tick_at: Option<Micros>,
 }
 
@@ -59,7 +61,7 @@ impl World {
         self.next_node += 1;
         self.owner.insert(node, index);
         let device = &mut self.devices[index];
-        device.session = Some(Session { node, machine: Node::new(node), engine: Engine::default(), links: BTreeMap::new(), jobs: VecDeque::new(), running: None, tick_at: None });
+        device.session = Some(Session { node, machine: Node::new(node), engine: Engine::default(), links: BTreeMap::new(), jobs: VecDeque::new(), running: None, fetching: None, tick_at: None });
         let spec = &device.spec;
         let profile = DeviceProfile { node, name: spec.name.clone(), gflops: spec.gflops, memory_budget_bytes: spec.memory_bytes, storage_budget_bytes: spec.storage_bytes };
         self.joined.insert(node);
@@ -68,7 +70,7 @@ impl World {
         if self.left_out.contains(&index) {
             self.serve(CoordinatorInput::LeaveOut { node });
         }
-        self.serve(CoordinatorInput::NodeJoined { profile });
+        self.serve(CoordinatorInput::NodeJoined { profile, version: self.version });
     }
 
     /// The session is over on the device's side; its peers notice sooner or later.
@@ -103,6 +105,32 @@ impl World {
         }
         self.up(node, FromNode::Alive { counters: Counters::default() });
         self.after(SECOND, Event::Alive(node));
+    }
+
+    /// Weights arrive beside the jobs, as a preparation would fetch them.
+    fn fetch_beside(&mut self, node: NodeId, part: Option<&StagePart>, trains: bool) {
+        let Some(&index) = self.owner.get(&node) else { return };
+        let wanted: Vec<_> = self.costs.weight_bytes(part, trains).into_iter().filter(|(piece, _)| !self.devices[index].weights.contains(piece)).collect();
+        let (now, number) = (self.now, self.next_token);
+        self.next_token += 1;
+        let Some(session) = self.session(node) else { return };
+        let bytes = wanted.iter().map(|w| w.1).sum();
+        session.fetching = Some((number, wanted.into_iter().map(|w| w.0).collect()));
+        if bytes == 0 {
+            return self.schedule(now, Event::FetchedBeside(node, number));
+        }
+        self.meter.server_bytes.0 += bytes;
+        self.network.send(now, SERVER, index, bytes, Event::FetchedBeside(node, number));
+        self.drain_network();
+    }
+
+    pub(super) fn fetched_beside(&mut self, node: NodeId, number: u64) {
+        let Some(session) = self.session(node) else { return };
+        let Some((_, pieces)) = session.fetching.take_if(|(n, _)| *n == number) else { return };
+        if let Some(&index) = self.owner.get(&node) {
+            self.devices[index].weights.extend(pieces);
+        }
+        self.input(node, NodeInput::Fetched);
     }
 
     pub(super) fn tick_node(&mut self, node: NodeId) {
@@ -158,11 +186,13 @@ impl World {
                 NodeOutput::ToServer(message) => self.up(node, message),
                 NodeOutput::ToPeer { to, message, blob } => self.send_to_peer(node, to, message, blob),
                 NodeOutput::DropBlob(blob) => assert!(session.engine.blobs.remove(&blob).is_some(), "{blob:?} is dropped twice"),
+                NodeOutput::Fetch { part, trains, .. } => self.fetch_beside(node, part.as_ref(), trains),
                 NodeOutput::Run(id, job) => {
                     session.jobs.push_back((id, job));
                     self.start_job(node);
                 }
                 NodeOutput::CancelAll => {
+                    session.fetching = None;
                     session.jobs.retain(|(_, job)| matches!(job, Job::Generate(_)));
                     session.engine.cancel();
                     let cancelled = session.running.take_if(|r| !matches!(r.job, Job::Generate(_)));

@@ -115,6 +115,9 @@ impl Run {
     /// A checkpoint is there (or somebody has joined): changes the plan in the middle of an epoch, or lets newcomers get ready.
     pub(super) fn weigh_amid(&mut self, ctx: &mut Context, is_at_checkpoint: bool) {
         let State::Phase { kind: kind @ (PhaseKind::Fill | PhaseKind::Train), epoch, held_out_only: false, .. } = self.state else { return };
+        if !self.leaving.is_empty() {
+            return; // there will be another plan anyway
+        }
         let has_newcomers = !self.newcomers(ctx).is_empty() && ctx.swarm.links.all_up();
         let is_ready = match &self.rehearsal {
             Some(rehearsal) if !rehearsal.pending.is_empty() => return,
@@ -212,13 +215,16 @@ impl Run {
         if lacking.is_empty() { Verdict::Change } else { Verdict::After(Box::new(next), lacking) }
     }
 
+    /// Bandwidth of a node's slowest link.
+    pub(super) fn bytes_per_second(&self, ctx: &Context, node: NodeId) -> f64 {
+        let links = ctx.swarm.links.profiles();
+        let own = links.iter().filter(|l| l.a == node || l.b == node).map(|l| l.bytes_per_second).fold(f64::INFINITY, f64::min);
+        if own.is_finite() { own.max(1.0) } else { UNKNOWN_BYTES_PER_SECOND }
+    }
+
     /// Seconds that a change of plan costs.
     fn price(&self, ctx: &Context, next: &Plan, is_fill: bool, redone: u32, step_seconds: f64) -> f64 {
-        let links = ctx.swarm.links.profiles();
-        let bytes_per_second = |node: NodeId| {
-            let own = links.iter().filter(|l| l.a == node || l.b == node).map(|l| l.bytes_per_second).fold(f64::INFINITY, f64::min);
-            if own.is_finite() { own.max(1.0) } else { UNKNOWN_BYTES_PER_SECOND }
-        };
+        let bytes_per_second = |node: NodeId| self.bytes_per_second(ctx, node);
         let moving = if is_fill {
             // frozen layers that those at work do not hold yet; newcomers fetch theirs while the others go on
             let held = |node: NodeId| self.plan.iter().flat_map(|p| &p.stages).find(|s| s.members.iter().any(|m| m.node == node)).map_or(0..0, |s| s.layers.clone());
@@ -240,7 +246,7 @@ impl Run {
 
     /// Lets nodes that are new to the work fetch what a plan asks of them. They start from no checkpoint: the change itself
     /// gives them one.
-    fn rehearse(&mut self, ctx: &mut Context, plan: &Plan, nodes: BTreeSet<NodeId>) {
+    pub(super) fn rehearse(&mut self, ctx: &mut Context, plan: &Plan, nodes: BTreeSet<NodeId>) {
         self.used.0 += 1;
         let generation = self.used;
         let ready = self.rehearsal.take().map(|r| r.ready).unwrap_or_default();
