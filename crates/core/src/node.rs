@@ -8,13 +8,15 @@ mod pipeline;
 mod redistribute;
 mod reduce;
 mod steps;
+mod stream;
 mod work;
 
 use crate::io::{Job, JobId, JobResult, LossPart, Micros, NodeInput, NodeOutput, SECOND, StagePart};
 use crate::order::SampleOrder;
 use barycenter_protocol::control::{Assignment, FromNode, Phase, PhaseKind, ToNode};
+use barycenter_protocol::peer::PeerMessage;
 use barycenter_protocol::{Generation, NodeId, SampleId};
-use mailbox::{Inbox, Outbox};
+use mailbox::{CacheArrival, Inbox, Outbox};
 use pipeline::Refill;
 use redistribute::Redistribute;
 use std::collections::BTreeMap;
@@ -55,6 +57,8 @@ struct Active {
     idle_since: Option<Micros>,
     wait_seconds: f64,
     waiting: Option<Waiting>,
+    /// Who gets the cache entries that are being read, and of which sample.
+    serves: Option<(NodeId, SampleId)>,
 }
 
 #[derive(Debug)]
@@ -118,6 +122,26 @@ impl Setup {
         Self { id, order: SampleOrder::of(&assignment.spec), part, train_slots, assignment }
     }
 
+    /// Who keeps a sample's cache entries in the train phase, where the plan says so; else whoever trains on it.
+    fn keeper(&self, sample: SampleId) -> NodeId {
+        let slot = self.order.slot_of(sample);
+        self.assignment.plan.stores.iter().find(|m| m.slots.contains(&slot)).map_or(self.id, |m| m.node)
+    }
+
+    /// Whether this node keeps a sample's entries for another one, who may ask for them.
+    fn keeps_for(&self, peer: NodeId, sample: SampleId) -> bool {
+        let (plan, spec) = (&self.assignment.plan, &self.assignment.spec);
+        let slot = self.order.slot_of(sample);
+        let trains = plan.train.iter().any(|m| m.node == peer && m.slots.contains(&slot));
+        trains && sample.0 < spec.train_samples + spec.held_out_samples && !plan.stores.is_empty() && self.keeper(sample) == self.id
+    }
+
+    /// Whether a sample has the taps that a peer sends entries of.
+    fn has_taps(&self, arrival: &CacheArrival) -> bool {
+        let spec = &self.assignment.spec;
+        arrival.sample.0 < spec.train_samples + spec.held_out_samples && usize::from(arrival.first_tap) + arrival.lengths.len() <= spec.tap_count() as usize
+    }
+
     fn labels(&self, samples: impl Iterator<Item = SampleId>) -> u64 {
         samples.filter_map(|s| self.assignment.spec.sample_sizes.get(s.0 as usize)).map(|s| u64::from(s.labels)).sum()
     }
@@ -172,8 +196,10 @@ impl Node {
         let layers = || active.setup.part.as_ref().map_or(String::new(), |p| format!("stage {}, layers {}–{}", p.stage + 1, p.layers.start + 1, p.layers.end));
         match &active.doing {
             Doing::Preparing => ("getting ready".into(), None),
+            Doing::Idle if active.setup.assignment.plan.stores.iter().any(|m| m.node == active.setup.id) => ("keeping cache entries for others".into(), None),
             Doing::Idle | Doing::Releasing(_) | Doing::Counting(_) => ("ready".into(), None),
             Doing::Fill(steps) => (format!("{}: filling the cache", layers()), Some(steps.fraction())),
+            Doing::Refill(refill) if active.setup.part.is_none() => ("keeping cache entries as they are computed".into(), Some(refill.fraction())),
             Doing::Refill(refill) => (format!("{}: computing missing cache entries", layers()), Some(refill.fraction())),
             Doing::Redistribute(r) => ("exchanging cache entries".into(), Some(r.fraction())),
             Doing::Train(steps) => (format!("training from the cache, epoch {}, step {}", steps.at().0 + 1, steps.at().1 + 1), Some(steps.fraction())),
@@ -195,6 +221,7 @@ impl Node {
                     idle_since: None,
                     wait_seconds: 0.0,
                     waiting: None,
+                    serves: None,
                     setup,
                 };
                 active.job = Some(self.run(job));
@@ -302,11 +329,10 @@ impl Active {
         let stage = setup.part.as_ref().map(|p| p.stage);
         let doing = match (phase, stage) {
             (Phase::Fill { from_step }, Some(stage)) => Doing::Fill(Steps::new(setup, Way::Fill { stage }, 0, from_step, 0)),
-            (Phase::Refill { samples }, Some(stage)) => Doing::Refill(Refill::new(setup, stage, samples)),
+            (Phase::Refill { samples, expect }, stage) => Doing::Refill(Refill::new(setup, stage, samples, expect)),
             (Phase::Redistribute { sends, expect }, _) => Doing::Redistribute(Redistribute::new(sends, expect)),
             (Phase::Train { epoch, from_step, last_epoch }, _) if setup.train_slots.is_some() => Doing::Train(Steps::new(setup, Way::Train, epoch, from_step, last_epoch)),
             (Phase::Fill { .. }, None) => Doing::Counting(PhaseKind::Fill),
-            (Phase::Refill { .. }, None) => Doing::Counting(PhaseKind::Refill),
             (Phase::Train { .. }, _) => Doing::Counting(PhaseKind::Train),
         };
         let releases = self.has_backbone && matches!(doing, Doing::Redistribute(_) | Doing::Train(_));
@@ -314,7 +340,16 @@ impl Active {
     }
 
     fn next(&mut self, out: &mut Outbox, paused: bool) -> Next {
-        let Self { setup, inbox, doing, wait_seconds, .. } = self;
+        let Self { setup, inbox, doing, wait_seconds, serves, .. } = self;
+        // others wait for what is kept here; a request that has no right to an answer gets none
+        while !matches!(doing, Doing::Preparing | Doing::Stuck)
+            && let Some((peer, sample)) = inbox.take_wanted()
+        {
+            if setup.keeps_for(peer, sample) {
+                *serves = Some((peer, sample));
+                return Next::Job(Job::ReadCache { sample, taps: 0..setup.assignment.spec.tap_count() });
+            }
+        }
         let (next, kind) = match doing {
             Doing::Preparing | Doing::Idle | Doing::Stuck => return Next::Hold,
             Doing::Releasing(_) => return Next::Job(Job::ReleaseBackbone),
@@ -337,6 +372,13 @@ impl Active {
             self.doing = Doing::Stuck;
             return;
         }
+        if let Some((peer, sample)) = self.serves.take() {
+            if let JobResult::CacheRead { blob, lengths } = result {
+                out.peer(peer, PeerMessage::CacheEntries { generation, sample, first_tap: 0, lengths }, Some(blob));
+                out.drop_blob([blob]);
+            }
+            return;
+        }
         match (&mut self.doing, result) {
             (Doing::Preparing, JobResult::Prepared { holdings }) => {
                 out.server(FromNode::Prepared { generation, holdings });
@@ -351,7 +393,7 @@ impl Active {
                 self.doing = std::mem::replace(after, Doing::Idle);
             }
             (Doing::Fill(steps) | Doing::Train(steps), result) => steps.job_done(&self.setup, result, out),
-            (Doing::Refill(refill), result) => refill.job_done(result, out),
+            (Doing::Refill(refill), result) => refill.job_done(&self.setup, result, out),
             (Doing::Redistribute(redistribute), result) => redistribute.job_done(&self.setup, result, out),
             _ => {}
         }

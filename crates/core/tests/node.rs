@@ -100,7 +100,7 @@ impl Bench {
 
     fn forward_done(&mut self, job: JobId) -> Vec<NodeOutput> {
         let outputs = vec![self.blob()];
-        self.give(NodeInput::JobDone { job, result: JobResult::ForwardDone { outputs, loss: None, backbone_seconds: 0.1, side_seconds: 0.1 } })
+        self.give(NodeInput::JobDone { job, result: JobResult::ForwardDone { outputs, entries: Vec::new(), loss: None, backbone_seconds: 0.1, side_seconds: 0.1 } })
     }
 }
 
@@ -143,7 +143,7 @@ fn the_middle_stage_keeps_two_micro_batches_in_flight_and_prefers_backward() {
 fn a_forward_only_stream_runs_four_micro_batches_ahead() {
     let mut bench = Bench::new();
     let samples: Vec<_> = (0..8).map(SampleId).collect();
-    bench.begin(Phase::Refill { samples: samples.clone() });
+    bench.begin(Phase::Refill { samples: samples.clone(), expect: 0 });
     let mut started = 0;
     let mut waiting = Vec::new();
     for micro in 0..8u16 {

@@ -18,7 +18,7 @@ pub mod relay;
 pub use ids::{Generation, LinkId, NodeId, RunId, SampleId};
 
 /// Version of everything on the wire. A different major version ends a link or a join with a sentence.
-pub const PROTOCOL_VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 1 };
+pub const PROTOCOL_VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };
 
 /// A version of the protocol: majors must be equal, minors may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

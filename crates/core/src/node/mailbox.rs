@@ -45,12 +45,13 @@ pub(super) struct Inbox {
     items: BTreeMap<(Topic, NodeId), Item>,
     cache: VecDeque<CacheArrival>,
     stored: BTreeMap<NodeId, usize>,
+    wanted: VecDeque<(NodeId, SampleId)>,
 }
 
 impl Inbox {
     /// Takes a message of this generation; false: it is not wanted, its blob is to be dropped.
     pub fn put(&mut self, from: NodeId, message: PeerMessage, blob: Option<BlobId>) -> bool {
-        if self.items.len() + self.cache.len() >= CAPACITY {
+        if self.items.len() + self.cache.len() + self.wanted.len() >= CAPACITY {
             return false;
         }
         let (topic, item) = match message {
@@ -62,6 +63,10 @@ impl Inbox {
             PeerMessage::ActivationUsed { key } => (Topic::Used(key), Item::default()),
             PeerMessage::CacheStored { .. } => {
                 *self.stored.entry(from).or_default() += 1;
+                return blob.is_none();
+            }
+            PeerMessage::CacheWanted { sample, .. } => {
+                self.wanted.push_back((from, sample));
                 return blob.is_none();
             }
             PeerMessage::CacheEntries { sample, first_tap, lengths, .. } => match blob {
@@ -109,6 +114,11 @@ impl Inbox {
     /// The oldest cache entries that arrived.
     pub fn take_cache(&mut self) -> Option<CacheArrival> {
         self.cache.pop_front()
+    }
+
+    /// The oldest request for a sample's cache entries.
+    pub fn take_wanted(&mut self) -> Option<(NodeId, SampleId)> {
+        self.wanted.pop_front()
     }
 
     /// How many sendings of cache entries each peer has stored since the last call.
