@@ -53,6 +53,26 @@ fn a_desktop_with_a_gpu_is_left_alone_by_weak_phones() {
     assert_eq!(world.sent_to_peers, 0);
 }
 
+/// Refused before devices kept entries for others: the phones have storage for 14 of 16 samples, and the NAS cannot train.
+#[test]
+fn two_phones_with_little_storage_train_with_entries_that_a_nas_keeps() {
+    let world = run("nas.json", 30);
+    let (_, plan) = &world.plans()[0];
+    let nas = world.node_of(2).expect("it is on");
+    assert!(plan.train.iter().all(|m| m.node != nas) && plan.stores.iter().any(|m| m.node == nas), "{plan:?}");
+    for device in 0..world.devices() {
+        assert!(world.stored_bytes(device) <= world.spec(device).storage_bytes, "{} stores {} bytes", world.spec(device).name, world.stored_bytes(device));
+    }
+    let spec = &world.start.spec;
+    let counted = world.samples_counted();
+    assert_eq!(counted.len() as u32, spec.layers * spec.epochs * spec.train_samples);
+    assert!(counted.values().all(|times| *times == 1), "every sample counts once in every layer and epoch");
+    let streamed: u64 = world.meter.bytes().iter().filter(|((from, _, kind), _)| *from == 2 && *kind == "cache").map(|(_, bytes)| bytes).sum();
+    let predicted: u64 = plan.links.iter().map(|l| l.epoch_stream_bytes).sum();
+    let ratio = streamed as f64 / (predicted * u64::from(spec.epochs)) as f64;
+    assert!((0.8..1.25).contains(&ratio), "{streamed} bytes in {} epochs, {predicted} predicted for each", spec.epochs);
+}
+
 #[test]
 fn the_papers_rack_of_jetson_nanos() {
     run("jetson-rack.json", 30);

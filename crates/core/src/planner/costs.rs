@@ -232,9 +232,12 @@ impl<'a> Costs<'a> {
         if self.stores { self.train_slots_by_memory(device) } else { self.train_slots_by_memory(device).min(self.storage_slots(device)) }
     }
 
-    /// Slots of the mini-batch whose whole cache a device has storage for.
+    /// Slots of the mini-batch whose whole cache a device has storage for. Where it is used to the last slot, an eighth is left
+    /// free: the samples of some slots are longer than those of others.
     pub fn storage_slots(&self, device: usize) -> u32 {
-        u32::try_from(self.devices[device].storage_budget_bytes / self.cache_slot_bytes(0, self.layers())).unwrap_or(u32::MAX)
+        let storage = self.devices[device].storage_budget_bytes;
+        let storage = if self.stores { storage - storage / 8 } else { storage };
+        u32::try_from(storage / self.cache_slot_bytes(0, self.layers())).unwrap_or(u32::MAX)
     }
 
     /// Adapter parameters of layers `from .. to` with what belongs to the ends.
