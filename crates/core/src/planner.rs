@@ -137,7 +137,7 @@ pub enum PlanError {
         remedy: String,
     },
     /// Not enough storage.
-    #[error("the cache of this run takes {}, and the devices with memory for a part of it offer to store {} in all: join a device with more storage, or choose less data", human_bytes(*needed_bytes), human_bytes(*offered_bytes))]
+    #[error("the cache of this run takes {}, and the devices offer storage, with the memory to make use of it, for {}: join a device with more of both, or choose less data", human_bytes(*needed_bytes), human_bytes(*offered_bytes))]
     Storage {
         /// Needed.
         needed_bytes: u64,

@@ -41,8 +41,7 @@ pub(super) fn space_error_counting(cost: &ModelCost, measurements: &Measurements
         changed
     };
     let Some(missing_bytes) = least(plenty, |more| fits(&with_more(more), cost)) else {
-        let able: Vec<_> = all.filter(|d| costs.holds_a_layer(*d) || storage::may_keep(&costs, *d)).collect();
-        let offered_bytes = able.iter().map(|d| costs.devices[*d].storage_budget_bytes).fold(0u64, u64::saturating_add);
+        let offered_bytes = all.map(|d| storage::usable_bytes(&costs, d)).fold(0u64, u64::saturating_add);
         return PlanError::Storage { needed_bytes: options.cache_bytes, offered_bytes };
     };
     let mut remedies = vec![format!("{} would do if it offered {} more", costs.devices[roomiest].name, human_bytes(missing_bytes))];

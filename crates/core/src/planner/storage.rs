@@ -76,9 +76,12 @@ fn pass_on_slots(costs: &Costs, d: usize, own: u32) -> u32 {
     u32::try_from(memory.saturating_sub(own_bytes) / costs.stream_slot_bytes().max(1)).unwrap_or(u32::MAX)
 }
 
-/// Whether a device has the memory to keep a slot's entries for others.
-pub(super) fn may_keep(costs: &Costs, d: usize) -> bool {
-    pass_on_slots(costs, d, 0) > 0
+/// Bytes of storage that a device has the memory to make use of: as much as it offers if it can hold a layer, else what it can
+/// pass on.
+pub(super) fn usable_bytes(costs: &Costs, d: usize) -> u64 {
+    let offered = costs.devices[d].storage_budget_bytes;
+    let passed_on = u64::from(pass_on_slots(costs, d, 0)).saturating_mul(costs.cache_slot_bytes(0, costs.layers()));
+    if costs.holds_a_layer(d) { offered } else { offered.min(passed_on) }
 }
 
 /// Bytes of the entries that are on their way to who keeps them while the cache is filled.
