@@ -229,7 +229,7 @@ impl Page<'_> {
         table.push(vec!["objective".into(), format!("{} s a step", number(bound.objective_seconds)), certainty]);
         lines.extend(aligned(&table));
         lines.push(String::new());
-        let mut table = vec![["device", "layers", "fill samples", "train samples", "fill memory", "train memory"].map(String::from).to_vec()];
+        let mut table = vec![["device", "layers", "fill samples", "train samples", "keeps samples", "fill memory", "train memory"].map(String::from).to_vec()];
         let slots = |members: &[StageMember], node| members.iter().find(|m| m.node == node).map(|m| (m.slots.end - m.slots.start).to_string());
         let none = || "–".to_owned();
         for reason in &plan.reasons {
@@ -239,6 +239,7 @@ impl Page<'_> {
                 stage.map_or_else(none, |s| format!("{}–{}", s.layers.start + 1, s.layers.end)),
                 stage.and_then(|s| slots(&s.members, reason.node)).unwrap_or_else(none),
                 slots(&plan.train, reason.node).unwrap_or_else(none),
+                kept(plan, reason.node).map_or_else(none, |kept| kept.to_string()),
                 human_bytes(reason.fill_memory_bytes),
                 human_bytes(reason.train_memory_bytes),
             ]);
@@ -246,9 +247,9 @@ impl Page<'_> {
         lines.extend(aligned(&table));
         if !plan.links.is_empty() {
             lines.push(String::new());
-            let mut table = vec![["link", "activations", "side gradients", "AllReduce, fill", "AllReduce, train", "cache entries, once"].map(String::from).to_vec()];
+            let mut table = vec![["link", "activations", "side gradients", "AllReduce, fill", "AllReduce, train", "cache entries, once", "streamed an epoch"].map(String::from).to_vec()];
             for link in &plan.links {
-                let bytes = [link.activation_bytes, link.side_gradient_bytes, link.fill_reduce_bytes, link.train_reduce_bytes, link.redistribution_bytes];
+                let bytes = [link.activation_bytes, link.side_gradient_bytes, link.fill_reduce_bytes, link.train_reduce_bytes, link.redistribution_bytes, link.epoch_stream_bytes];
                 let ends = format!("{} – {}", self.name(link.a), self.name(link.b));
                 table.push([ends].into_iter().chain(bytes.map(|b| if b == 0 { "–".into() } else { human_bytes(b) })).collect());
             }
@@ -259,6 +260,12 @@ impl Page<'_> {
         lines.extend(plan.advice.iter().map(|a| a.sentence.clone()));
         lines.join("\n") + "\n"
     }
+}
+
+/// Samples of a mini-batch whose cache entries a device keeps.
+fn kept(plan: &Plan, node: NodeId) -> Option<u32> {
+    let slots: u32 = plan.keepers().iter().filter(|m| m.node == node).map(|m| m.slots.end - m.slots.start).sum();
+    (slots > 0).then_some(slots)
 }
 
 /// Three digits that matter.
@@ -279,7 +286,8 @@ fn changes(household: &Household, all: &Plan, chosen: &Plan, wishes: &PlanOption
         let part = |plan: &Plan| {
             let stage = plan.stages.iter().find(|s| s.members.iter().any(|m| m.node == node)).map(|s| format!("layers {}–{}", s.layers.start + 1, s.layers.end));
             let train = plan.train.iter().find(|m| m.node == node).map(|m| format!("{} samples", m.slots.end - m.slots.start));
-            let parts: Vec<_> = stage.into_iter().chain(train).collect();
+            let keeps = kept(plan, node).filter(|_| !plan.stores.is_empty()).map(|kept| format!("keeps {kept}"));
+            let parts: Vec<_> = stage.into_iter().chain(train).chain(keeps).collect();
             if parts.is_empty() { "nothing".into() } else { parts.join(", ") }
         };
         table.push(vec![device.name.clone(), part(all), part(chosen)]);

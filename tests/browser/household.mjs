@@ -57,10 +57,10 @@ export class Household {
     return opened;
   }
 
-  /** A native node; settles when it is in. `data`: the folder of one that was here before. */
-  async joinNative(name, data = this.harness.folder()) {
+  /** A native node; settles when it is in. `data`: the folder of one that was here before; what it offers, in MB. */
+  async joinNative(name, data = this.harness.folder(), { memory = 512, storage = 8192 } = {}) {
     const node = this.harness.program(
-      ['node', '--join', this.inviteUrl, '--name', name, '--device', 'cpu', '--memory-mb', '512', '--data', data],
+      ['node', '--join', this.inviteUrl, '--name', name, '--device', 'cpu', '--memory-mb', `${memory}`, '--storage-mb', `${storage}`, '--data', data],
       { name },
     );
     await node.says(/joined as node/);

@@ -271,6 +271,8 @@ export interface LinkTraffic {
   fill_reduce_bytes: number;
   train_reduce_bytes: number;
   redistribution_bytes: number;
+  /** Cache entries from who keeps them to who trains on them, per epoch from the cache. */
+  epoch_stream_bytes?: number;
 }
 
 export interface PlanBound {
@@ -295,6 +297,8 @@ export interface Plan {
   /** How gradients travel. */
   gradients?: 'f32' | 'f16';
   train: StageMember[];
+  /** Who keeps the cache entries of which slots, where that is not who trains on them; else empty. */
+  stores?: StageMember[];
   fill_step_seconds: number;
   train_step_seconds: number;
   single_device_fill_step_seconds: number;

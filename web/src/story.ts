@@ -128,6 +128,8 @@ export interface PlannedDevice {
   name: string;
   fill: string;
   train: string;
+  /** Empty unless devices keep cache entries for others. */
+  keep: string;
   reason: string;
   fillMemoryBytes: number;
   trainMemoryBytes: number;
@@ -147,6 +149,7 @@ export function plannedDevices(plan: Plan, nodes: readonly NodeView[]): PlannedD
       name: nameOf(node, nodes),
       fill: stage ? layerText(stage.layers.start, stage.layers.end) + (stage.members.length > 1 ? `, shared by ${stage.members.length}` : '') : 'no part',
       train: slots > 0 ? `${slots} of ${slotsInAll} samples per step` : 'no part',
+      keep: plan.stores?.length ? (kept(plan, node) > 0 ? `entries of ${kept(plan, node)} of ${slotsInAll} samples` : 'nothing') : '',
       reason: reason?.reason ?? '',
       fillMemoryBytes: reason?.fill_memory_bytes ?? 0,
       trainMemoryBytes: reason?.train_memory_bytes ?? 0,
@@ -154,10 +157,15 @@ export function plannedDevices(plan: Plan, nodes: readonly NodeView[]): PlannedD
   });
 }
 
+/** Samples of a mini-batch whose cache entries a device keeps. */
+function kept(plan: Plan, node: number): number {
+  return (plan.stores ?? []).filter((m) => m.node === node).reduce((sum, m) => sum + m.slots.end - m.slots.start, 0);
+}
+
 /** Together against the best single device, in one sentence. */
 export function comparison({ plan }: PlanPreview): string {
   const { single_device_fill_step_seconds: single, fill_step_seconds: together } = plan;
-  const workers = new Set([...plan.stages.flatMap((stage) => stage.members.map((m) => m.node)), ...plan.train.map((m) => m.node)]).size;
+  const workers = new Set([...plan.stages.flatMap((stage) => stage.members.map((m) => m.node)), ...plan.train.map((m) => m.node), ...(plan.stores ?? []).map((m) => m.node)]).size;
   if (workers <= 1) return 'One device does it all: with these links and speeds, sharing would be slower.';
   if (!(single > 0) || !(together > 0)) return '';
   const ratio = single / together;
@@ -177,6 +185,8 @@ export interface PlannedLink {
   fillBytes: number;
   trainBytes: number;
   onceBytes: number;
+  /** Cache entries that are streamed in every epoch. */
+  epochBytes: number;
 }
 
 /** Links that a plan uses, the busiest first. */
@@ -186,6 +196,7 @@ export function plannedLinks(plan: Plan, nodes: readonly NodeView[]): PlannedLin
     fillBytes: link.activation_bytes + link.side_gradient_bytes + link.fill_reduce_bytes,
     trainBytes: link.train_reduce_bytes,
     onceBytes: link.redistribution_bytes,
+    epochBytes: link.epoch_stream_bytes ?? 0,
   }));
   return links.sort((x, y) => y.fillBytes + y.trainBytes - (x.fillBytes + x.trainBytes));
 }

@@ -270,6 +270,22 @@ test('a_plan_says_what_leaving_out_a_device_changes_and_what_the_links_carry', (
   assert.equal(story.change(preview(100), preview(150), 0, words), '');
   const link = { a: 1, b: 2, activation_bytes: 3, side_gradient_bytes: 4, fill_reduce_bytes: 5, train_reduce_bytes: 6, redistribution_bytes: 7 };
   const [first] = story.plannedLinks({ links: [{ ...link, activation_bytes: 0, b: 3 }, link] }, []);
-  assert.deepEqual(first, { name: 'device 1 – device 2', fillBytes: 12, trainBytes: 6, onceBytes: 7 });
+  assert.deepEqual(first, { name: 'device 1 – device 2', fillBytes: 12, trainBytes: 6, onceBytes: 7, epochBytes: 0 });
   assert.deepEqual(story.plannedLinks({}, []), []);
+});
+
+test('a_device_that_only_keeps_cache_entries_has_a_part_in_the_plan', () => {
+  const member = (node, start, end) => ({ node, slots: { start, end } });
+  const plan = {
+    stages: [{ layers: { start: 0, end: 6 }, members: [member(1, 0, 8)] }],
+    train: [member(1, 0, 8)],
+    stores: [member(1, 0, 3), member(2, 3, 8)],
+    reasons: [{ node: 2, name: 'NAS', reason: 'NAS keeps the cache entries of 5 of 8 samples, and computes nothing.', fill_memory_bytes: 1, train_memory_bytes: 2 }],
+    links: [{ a: 1, b: 2, activation_bytes: 0, side_gradient_bytes: 0, fill_reduce_bytes: 0, train_reduce_bytes: 0, redistribution_bytes: 7, epoch_stream_bytes: 9 }],
+  };
+  const [phone, nas] = story.plannedDevices(plan, []);
+  assert.deepEqual([phone.keep, nas.fill, nas.train, nas.keep], ['entries of 3 of 8 samples', 'no part', 'no part', 'entries of 5 of 8 samples']);
+  assert.equal(story.plannedLinks(plan, [])[0].epochBytes, 9);
+  assert.equal(story.comparison({ plan: { ...plan, single_device_fill_step_seconds: 0, fill_step_seconds: 1 } }), '', 'it is not one device that does it all');
+  assert.equal(story.plannedDevices({ ...plan, stores: [] }, [])[0].keep, '');
 });

@@ -127,6 +127,19 @@ pub struct RowsIn {
     pub blob: BlobId,
 }
 
+/// Cache entries of one sample, taps `first_tap ..`, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// Whose.
+    pub sample: SampleId,
+    /// First tap.
+    pub first_tap: u32,
+    /// Length of each tap's entry, bytes.
+    pub lengths: Vec<u32>,
+    /// The bytes.
+    pub blob: BlobId,
+}
+
 /// A node's place in the pipeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StagePart {
@@ -172,6 +185,8 @@ pub enum Job {
         total_labels: u64,
         /// Write this stage's taps to the cache.
         cache_write: bool,
+        /// Samples whose entries are not written here but given back, because somebody else keeps them.
+        hand_on: Vec<SampleId>,
     },
     /// Stage backward of the side network. → [`JobResult::BackwardDone`].
     Backward {
@@ -194,6 +209,8 @@ pub enum Job {
         total_labels: u64,
         /// What the next step will read, as a hint.
         next_samples: Vec<SampleId>,
+        /// Entries that others keep and have sent for this step: those of these samples are not read from the cache here.
+        streamed: Vec<Entries>,
     },
     /// Squared norm of the gradient held here. → [`JobResult::GradientMeasured`].
     MeasureGradient {
@@ -248,6 +265,8 @@ pub enum Job {
         epoch: u32,
         /// Which, at most a mini-batch at a time.
         samples: Vec<SampleId>,
+        /// As in [`Job::CachedStep`].
+        streamed: Vec<Entries>,
     },
     /// Read cache entries for sending. → [`JobResult::CacheRead`].
     ReadCache {
@@ -296,6 +315,8 @@ pub enum JobResult {
     ForwardDone {
         /// One per entry of `outputs`.
         outputs: Vec<BlobId>,
+        /// One per sample of `hand_on` (none where the stage has no taps).
+        entries: Vec<Entries>,
         /// On the last stage, unless forward-only.
         loss: Option<LossPart>,
         /// Frozen layers.
@@ -374,7 +395,8 @@ impl JobResult {
     /// Blobs the job made.
     pub fn blobs(&self) -> Vec<BlobId> {
         match self {
-            Self::ForwardDone { outputs, .. } | Self::BackwardDone { outputs, .. } => outputs.clone(),
+            Self::ForwardDone { outputs, entries, .. } => outputs.iter().copied().chain(entries.iter().map(|e| e.blob)).collect(),
+            Self::BackwardDone { outputs, .. } => outputs.clone(),
             Self::GradientRead { shards } => shards.clone(),
             Self::ShardSummed { blob, .. } | Self::CacheRead { blob, .. } => vec![*blob],
             _ => Vec::new(),

@@ -8,15 +8,17 @@ mod pipeline;
 mod redistribute;
 mod reduce;
 mod steps;
+mod stream;
 mod takeover;
 mod work;
 
 use crate::io::{Job, JobId, JobResult, LossPart, Micros, NodeInput, NodeOutput, SECOND, StagePart};
 use crate::order::SampleOrder;
 use barycenter_protocol::control::{Assignment, CacheSend, FromNode, Phase, PhaseKind, RunSpec, ToNode};
+use barycenter_protocol::peer::PeerMessage;
 use barycenter_protocol::plan::Plan;
 use barycenter_protocol::{Generation, NodeId, SampleId};
-use mailbox::{Inbox, Outbox};
+use mailbox::{CacheArrival, Inbox, Outbox};
 use pipeline::Refill;
 use redistribute::Redistribute;
 use std::collections::BTreeMap;
@@ -65,6 +67,8 @@ struct Active {
     idle_since: Option<Micros>,
     wait_seconds: f64,
     waiting: Option<Waiting>,
+    /// Who gets the cache entries that are being read, and of which sample.
+    serves: Option<(NodeId, SampleId)>,
 }
 
 #[derive(Debug)]
@@ -129,6 +133,26 @@ impl Setup {
         let part = part_of(plan, &assignment.spec, id);
         let train_slots = train_slots_of(plan, id);
         Self { id, order: SampleOrder::of(&assignment.spec), part, train_slots, assignment }
+    }
+
+    /// Who keeps a sample's cache entries in the train phase, where the plan says so; else whoever trains on it.
+    fn keeper(&self, sample: SampleId) -> NodeId {
+        let slot = self.order.slot_of(sample);
+        self.assignment.plan.stores.iter().find(|m| m.slots.contains(&slot)).map_or(self.id, |m| m.node)
+    }
+
+    /// Whether this node keeps a sample's entries for another one, who may ask for them.
+    fn keeps_for(&self, peer: NodeId, sample: SampleId) -> bool {
+        let (plan, spec) = (&self.assignment.plan, &self.assignment.spec);
+        let slot = self.order.slot_of(sample);
+        let trains = plan.train.iter().any(|m| m.node == peer && m.slots.contains(&slot));
+        trains && sample.0 < spec.train_samples + spec.held_out_samples && !plan.stores.is_empty() && self.keeper(sample) == self.id
+    }
+
+    /// Whether a sample has the taps that a peer sends entries of.
+    fn has_taps(&self, arrival: &CacheArrival) -> bool {
+        let spec = &self.assignment.spec;
+        arrival.sample.0 < spec.train_samples + spec.held_out_samples && usize::from(arrival.first_tap) + arrival.lengths.len() <= spec.tap_count() as usize
     }
 
     fn labels(&self, samples: impl Iterator<Item = SampleId>) -> u64 {
@@ -207,8 +231,10 @@ impl Node {
         let layers = || active.setup.part.as_ref().map_or(String::new(), |p| format!("stage {}, layers {}–{}", p.stage + 1, p.layers.start + 1, p.layers.end));
         match &active.doing {
             Doing::Preparing => ("getting ready".into(), None),
+            Doing::Idle if active.setup.assignment.plan.stores.iter().any(|m| m.node == active.setup.id) => ("keeping cache entries for others".into(), None),
             Doing::Idle | Doing::Releasing(_) | Doing::Counting(_) => ("ready".into(), None),
             Doing::Fill(steps) => (format!("{}: filling the cache", layers()), Some(steps.fraction())),
+            Doing::Refill(refill) if active.setup.part.is_none() => ("keeping cache entries as they are computed".into(), Some(refill.fraction())),
             Doing::Refill(refill) => (format!("{}: computing missing cache entries", layers()), Some(refill.fraction())),
             Doing::Redistribute(r) => ("exchanging cache entries".into(), Some(r.fraction())),
             Doing::Train(steps) => (format!("training from the cache, epoch {}, step {}", steps.at().0 + 1, steps.at().1 + 1), Some(steps.fraction())),
@@ -234,6 +260,7 @@ impl Node {
                     idle_since: None,
                     wait_seconds: 0.0,
                     waiting: None,
+                    serves: None,
                     setup,
                 };
                 active.job = Some(self.run(job));
@@ -270,13 +297,20 @@ impl Node {
 
     fn take_over(&mut self, generation: Generation, round: u32, plan: &Plan, sends: Vec<CacheSend>) {
         let Some(active) = self.active.as_mut().filter(|a| a.setup.assignment.generation == generation) else { return };
-        match &mut active.takeover {
-            Some(takeover) => takeover.renew(round, sends),
-            takeover => *takeover = Some(Takeover::new(round, sends)),
-        }
+        active.inbox.takes_over = true;
+        let takeover = match &mut active.takeover {
+            Some(takeover) => {
+                takeover.renew(round, sends);
+                takeover
+            }
+            takeover => takeover.insert(Takeover::new(round, sends)),
+        };
         let assignment = &active.setup.assignment;
         let layers = part_of(plan, &assignment.spec, self.id).filter(|_| assignment.needs_backbone);
         let trains = train_slots_of(plan, self.id).is_some();
+        if layers.is_none() && !trains {
+            return takeover.fetched();
+        }
         self.out.queue.push_back(NodeOutput::Fetch { spec: Box::new(assignment.spec.clone()), part: layers, trains });
     }
 
@@ -386,11 +420,10 @@ impl Active {
         let stage = setup.part.as_ref().map(|p| p.stage);
         let doing = match (phase, stage) {
             (Phase::Fill { from_step }, Some(stage)) => Doing::Fill(Steps::new(setup, Way::Fill { stage }, 0, from_step, 0)),
-            (Phase::Refill { samples }, Some(stage)) => Doing::Refill(Refill::new(setup, stage, samples)),
+            (Phase::Refill { samples, expect }, stage) => Doing::Refill(Refill::new(setup, stage, samples, expect)),
             (Phase::Redistribute { sends, expect }, _) => Doing::Redistribute(Redistribute::new(sends, expect)),
             (Phase::Train { epoch, from_step, last_epoch }, _) if setup.train_slots.is_some() => Doing::Train(Steps::new(setup, Way::Train, epoch, from_step, last_epoch)),
             (Phase::Fill { .. }, None) => Doing::Counting(PhaseKind::Fill),
-            (Phase::Refill { .. }, None) => Doing::Counting(PhaseKind::Refill),
             (Phase::Train { .. }, _) => Doing::Counting(PhaseKind::Train),
         };
         let releases = self.has_backbone && matches!(doing, Doing::Train(_));
@@ -398,7 +431,16 @@ impl Active {
     }
 
     fn next(&mut self, out: &mut Outbox, paused: bool) -> Next {
-        let Self { setup, inbox, doing, wait_seconds, .. } = self;
+        let Self { setup, inbox, doing, wait_seconds, serves, .. } = self;
+        // others wait for what is kept here; a request that has no right to an answer gets none
+        while !matches!(doing, Doing::Preparing | Doing::Stuck)
+            && let Some((peer, sample)) = inbox.take_wanted()
+        {
+            if setup.keeps_for(peer, sample) {
+                *serves = Some((peer, sample));
+                return Next::Job(Job::ReadCache { sample, taps: 0..setup.assignment.spec.tap_count() });
+            }
+        }
         let (next, kind) = match doing {
             Doing::Preparing | Doing::Idle | Doing::Stuck => return Next::Hold,
             Doing::Releasing(_) => return Next::Job(Job::ReleaseBackbone),
@@ -427,6 +469,13 @@ impl Active {
             }
             return;
         }
+        if let Some((peer, sample)) = self.serves.take() {
+            if let JobResult::CacheRead { blob, lengths } = result {
+                out.peer(peer, PeerMessage::CacheEntries { generation, sample, first_tap: 0, lengths }, Some(blob));
+                out.drop_blob([blob]);
+            }
+            return;
+        }
         match (&mut self.doing, result) {
             (Doing::Preparing, JobResult::Prepared { holdings }) => {
                 out.server(FromNode::Prepared { generation, holdings });
@@ -441,7 +490,7 @@ impl Active {
                 self.doing = std::mem::replace(after, Doing::Idle);
             }
             (Doing::Fill(steps) | Doing::Train(steps), result) => steps.job_done(&self.setup, result, out),
-            (Doing::Refill(refill), result) => refill.job_done(result, out),
+            (Doing::Refill(refill), result) => refill.job_done(&self.setup, result, out),
             (Doing::Redistribute(redistribute), result) => redistribute.job_done(&self.setup, result, out),
             _ => {}
         }

@@ -17,6 +17,7 @@ mod programme;
 mod redistribute;
 mod search;
 mod shares;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -136,7 +137,7 @@ pub enum PlanError {
         remedy: String,
     },
     /// Not enough storage.
-    #[error("the cache of this run takes {}, and the devices with memory for a part of the model offer to store {}: join a device with more storage, or choose less data", human_bytes(*needed_bytes), human_bytes(*offered_bytes))]
+    #[error("the cache of this run takes {}, and the devices offer storage, with the memory to make use of it, for {}: join a device with more of both, or choose less data", human_bytes(*needed_bytes), human_bytes(*offered_bytes))]
     Storage {
         /// Needed.
         needed_bytes: u64,
@@ -167,8 +168,15 @@ pub fn plan(cost: &ModelCost, measurements: &Measurements, batch: u32, options: 
         return Err(PlanError::NobodyWanted);
     }
     measurements.devices.sort_by_key(|d| d.node);
-    let costs = Costs::new(cost, &measurements, batch, options);
-    let found = search::search(&costs).map_err(|search::NoPlan| missing::space_error(cost, &measurements, batch, options))?;
+    let own = Costs::new(cost, &measurements, batch, options);
+    let (costs, found) = match search::search(&own) {
+        Ok(found) => (own, found),
+        Err(search::NoPlan) => {
+            let costs = own.with_stores();
+            let found = if storage::is_what_lacks(&own) { search::search(&costs) } else { Err(search::NoPlan) };
+            (costs, found.map_err(|search::NoPlan| missing::space_error(cost, &measurements, batch, options))?)
+        }
+    };
     let half = costs.with_gradients(GradientType::F16);
     let train_seconds = found.choice.train.seconds;
     // What fits does so whatever travels, so the second search finds something too.

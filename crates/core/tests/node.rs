@@ -62,11 +62,15 @@ struct Bench {
 impl Bench {
     /// Node 2, linked and prepared.
     fn new() -> Self {
+        Self::with(assignment())
+    }
+
+    fn with(assignment: Assignment) -> Self {
         let mut bench = Self { node: Node::new(NodeId(2)), now: 0, next_blob: 0 };
         for peer in [1, 3] {
             bench.give(NodeInput::LinkUp { peer: NodeId(peer) });
         }
-        let out = bench.give(NodeInput::Server(ToNode::Prepare(Box::new(assignment()))));
+        let out = bench.give(NodeInput::Server(ToNode::Prepare(Box::new(assignment))));
         let (job, _) = jobs(&out).pop().expect("a Prepare");
         let out = bench.give(NodeInput::JobDone { job, result: JobResult::Prepared { holdings: Vec::new() } });
         assert!(matches!(out[..], [NodeOutput::ToServer(FromNode::Prepared { generation: G, .. })]));
@@ -100,7 +104,7 @@ impl Bench {
 
     fn forward_done(&mut self, job: JobId) -> Vec<NodeOutput> {
         let outputs = vec![self.blob()];
-        self.give(NodeInput::JobDone { job, result: JobResult::ForwardDone { outputs, loss: None, backbone_seconds: 0.1, side_seconds: 0.1 } })
+        self.give(NodeInput::JobDone { job, result: JobResult::ForwardDone { outputs, entries: Vec::new(), loss: None, backbone_seconds: 0.1, side_seconds: 0.1 } })
     }
 }
 
@@ -143,7 +147,7 @@ fn the_middle_stage_keeps_two_micro_batches_in_flight_and_prefers_backward() {
 fn a_forward_only_stream_runs_four_micro_batches_ahead() {
     let mut bench = Bench::new();
     let samples: Vec<_> = (0..8).map(SampleId).collect();
-    bench.begin(Phase::Refill { samples: samples.clone() });
+    bench.begin(Phase::Refill { samples: samples.clone(), expect: 0 });
     let mut started = 0;
     let mut waiting = Vec::new();
     for micro in 0..8u16 {
@@ -273,4 +277,97 @@ fn entries_that_come_beside_a_step_are_stored_after_its_job() {
     let [(write, Job::WriteCache { sample: SampleId(9), .. })] = jobs(&out)[..] else { panic!("{out:?}") };
     let out = bench.give(NodeInput::JobDone { job: write, result: JobResult::CacheWritten });
     assert!(out.iter().any(|o| matches!(o, NodeOutput::ToPeer { to: NodeId(1), message: PeerMessage::CacheStored { sample: SampleId(9), .. }, .. })), "{out:?}");
+}
+
+/// Node 2 trains on slots 0 .. 6 and node 1 on the others; node 2 keeps the entries of slots 0 .. 2 and 6 .. 8, node 3 the rest.
+fn storing() -> Assignment {
+    let member = |n, slots| StageMember { node: NodeId(n), slots };
+    let mut assignment = Assignment { needs_backbone: false, fills: false, ..assignment() };
+    assignment.plan.train = vec![member(2, 0..6), member(1, 6..8)];
+    assignment.plan.stores = vec![member(2, 0..2), member(3, 2..6), member(2, 6..8)];
+    assignment
+}
+
+/// Samples of slots 2 .. 6 of a step of epoch 1: those that node 3 keeps for node 2.
+fn kept_elsewhere(step: u32) -> Vec<SampleId> {
+    let order = barycenter_core::order::SampleOrder::of(&storing().spec);
+    order.epoch(1).mini_batch(step).iter().filter(|s| (2..6).contains(&s.slot)).map(|s| s.sample).collect()
+}
+
+fn wanted(out: &[NodeOutput]) -> Vec<SampleId> {
+    let sample = |o: &NodeOutput| match o {
+        NodeOutput::ToPeer { to: NodeId(3), message: PeerMessage::CacheWanted { generation: G, sample }, blob: None } => Some(*sample),
+        _ => None,
+    };
+    out.iter().filter_map(sample).collect()
+}
+
+impl Bench {
+    fn entries(&mut self, from: u32, sample: SampleId, taps: usize) -> Vec<NodeOutput> {
+        let blob = Some(self.blob());
+        let message = PeerMessage::CacheEntries { generation: G, sample, first_tap: 0, lengths: vec![6; taps] };
+        self.give(NodeInput::Peer { from: NodeId(from), message, blob })
+    }
+}
+
+#[test]
+fn entries_that_others_keep_are_asked_for_two_steps_deep_and_dropped_after_theirs() {
+    let mut bench = Bench::with(storing());
+    let out = bench.begin(Phase::Train { epoch: 1, from_step: 0, last_epoch: 1 });
+    assert!(jobs(&out).is_empty(), "it waits for entries");
+    assert_eq!(wanted(&out), [kept_elsewhere(0), kept_elsewhere(1)].concat());
+    // unasked, of somebody else, or not whole: dropped
+    for (from, sample, taps) in [(3, kept_elsewhere(2)[0], 4), (1, kept_elsewhere(0)[0], 4), (3, kept_elsewhere(0)[0], 3), (3, SampleId(u32::MAX), 4)] {
+        assert!(matches!(bench.entries(from, sample, taps)[..], [NodeOutput::DropBlob(_)]));
+    }
+    let mut started = Vec::new();
+    for sample in kept_elsewhere(0) {
+        assert!(started.is_empty(), "not before all are here");
+        started = jobs(&bench.entries(3, sample, 4));
+    }
+    let Job::CachedStep { samples, streamed, .. } = &started[0].1 else { panic!("{started:?}") };
+    assert_eq!((samples.len(), streamed.iter().map(|e| e.sample).collect::<Vec<_>>()), (6, kept_elsewhere(0)));
+    // what comes while the step is computed is for the next one
+    for sample in kept_elsewhere(1) {
+        assert!(bench.entries(3, sample, 4).is_empty());
+    }
+    let done = JobResult::CachedStepDone { loss: Default::default(), side_seconds: 0.1 };
+    let out = bench.give(NodeInput::JobDone { job: started[0].0, result: done });
+    assert_eq!(out.iter().filter(|o| matches!(o, NodeOutput::DropBlob(_))).count(), 4, "the step's entries are dropped: {out:?}");
+    assert_eq!(wanted(&out), kept_elsewhere(2), "and the step after the next one is asked for");
+}
+
+#[test]
+fn a_keeper_serves_who_trains_on_a_sample_and_nobody_else() {
+    let mut bench = Bench::with(storing());
+    let order = barycenter_core::order::SampleOrder::of(&storing().spec);
+    let of_slot = |slot: u32| order.train_samples_of(&(slot..slot + 1))[0];
+    let ask = |bench: &mut Bench, from: u32, sample: SampleId| bench.give(NodeInput::Peer { from: NodeId(from), message: PeerMessage::CacheWanted { generation: G, sample }, blob: None });
+    for (from, sample) in [(3, of_slot(7)), (1, of_slot(0)), (1, of_slot(3)), (1, SampleId(40)), (1, SampleId(u32::MAX))] {
+        assert!(ask(&mut bench, from, sample).is_empty(), "{from} has no right to {sample}");
+    }
+    let out = ask(&mut bench, 1, of_slot(7));
+    assert_eq!(jobs(&out).into_iter().map(|j| j.1).collect::<Vec<_>>(), [Job::ReadCache { sample: of_slot(7), taps: 0..4 }]);
+    let blob = bench.blob();
+    let out = bench.give(NodeInput::JobDone { job: jobs(&out)[0].0, result: JobResult::CacheRead { blob, lengths: vec![6; 4] } });
+    let entries = PeerMessage::CacheEntries { generation: G, sample: of_slot(7), first_tap: 0, lengths: vec![6; 4] };
+    assert_eq!(out, [NodeOutput::ToPeer { to: NodeId(1), message: entries, blob: Some(blob) }, NodeOutput::DropBlob(blob)]);
+}
+
+#[test]
+fn a_node_without_layers_keeps_what_is_computed_for_it_and_then_says_so() {
+    let mut assignment = storing();
+    assignment.plan.stages = vec![Stage { layers: 0..3, members: vec![StageMember { node: NodeId(1), slots: 0..8 }] }];
+    let mut bench = Bench::with(assignment);
+    let order = barycenter_core::order::SampleOrder::of(&storing().spec);
+    let (mine, other) = (order.train_samples_of(&(0..1))[0], order.train_samples_of(&(3..4))[0]);
+    assert!(bench.begin(Phase::Refill { samples: vec![mine], expect: 4 }).is_empty());
+    for (sample, taps) in [(other, 4), (mine, 5), (SampleId(99), 4)] {
+        assert!(matches!(bench.entries(1, sample, taps)[..], [NodeOutput::DropBlob(_)]), "not to be kept here");
+    }
+    let writing = jobs(&bench.entries(1, mine, 4));
+    assert!(matches!(writing[..], [(_, Job::WriteCache { first_tap: 0, .. })]));
+    let out = bench.give(NodeInput::JobDone { job: writing[0].0, result: JobResult::CacheWritten });
+    assert!(out.iter().any(|o| matches!(o, NodeOutput::ToPeer { to: NodeId(1), message: PeerMessage::CacheStored { .. }, blob: None })));
+    assert!(matches!(jobs(&out)[..], [(_, Job::Holdings)]), "all that was expected is here: {out:?}");
 }

@@ -273,8 +273,9 @@ impl Session<'_> {
                 let of = |members: &[StageMember]| members.iter().find(|m| m.node == stay.node_id).map(|m| (m.slots.start, m.slots.end));
                 let stage = assignment.plan.stages.iter().find(|s| of(&s.members).is_some());
                 let spec = &assignment.spec;
+                let keeps = of(&assignment.plan.stores).is_some() && stage.is_none() && of(&assignment.plan.train).is_none();
                 *activity = Activity {
-                    text: "getting ready".into(),
+                    text: if keeps { "keeping cache entries for others" } else { "getting ready" }.into(),
                     layers: stage.map(|s| (s.layers.start, s.layers.end)),
                     slots: of(&assignment.plan.train),
                     epochs: Some(spec.epochs),

@@ -9,7 +9,7 @@ use crate::gradients;
 use crate::meter::{MemoryPhase, Meter};
 use crate::storage::{Storage, StorageError};
 use crate::NodeShell;
-use barycenter_core::io::{BlobId, Job, JobResult, LossPart, RowsIn};
+use barycenter_core::io::{BlobId, Entries, Job, JobResult, LossPart, RowsIn};
 use barycenter_engine::cache_entry::CacheDtype;
 use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::side::{SideConfig, SideLayout, flat_from_named};
@@ -129,14 +129,17 @@ impl Worker {
                 self.prepare(assignment, part, train_slots, progress).await?;
                 JobResult::Prepared { holdings: self.holdings()? }
             }
-            Job::Forward { key, samples, inputs, outputs, total_labels, cache_write } => self.forward(key, &samples, inputs, &outputs, total_labels, cache_write).await?,
+            Job::Forward { key, samples, inputs, outputs, total_labels, cache_write, hand_on } => {
+                let writes = cache_write.then_some(&hand_on[..]);
+                self.forward(key, &samples, inputs, &outputs, total_labels, writes).await?
+            }
             Job::Backward { key, samples, inputs, outputs } => self.backward(key, &samples, inputs, &outputs).await?,
-            Job::CachedStep { samples, total_labels, .. } => {
+            Job::CachedStep { samples, total_labels, streamed, .. } => {
                 let started = platform::now_millis();
-                let loss = self.cached(&samples, 1.0 / total_labels.max(1) as f32, true).await?;
+                let loss = self.cached(&samples, &streamed, 1.0 / total_labels.max(1) as f32, true).await?;
                 JobResult::CachedStepDone { loss, side_seconds: seconds_since(started) }
             }
-            Job::EvaluateHeldOut { samples, .. } => JobResult::HeldOut(self.cached(&samples, 0.0, false).await?),
+            Job::EvaluateHeldOut { samples, streamed, .. } => JobResult::HeldOut(self.cached(&samples, &streamed, 0.0, false).await?),
             Job::MeasureGradient { .. } => JobResult::GradientMeasured { squared_norm: self.generation()?.runtime.gradient_squared_norm().await? },
             Job::ReadGradient { shards, .. } => {
                 let generation = self.generation()?;
@@ -185,13 +188,12 @@ impl Worker {
             }
             Job::WriteCache { sample, first_tap, lengths, blob } => {
                 let bytes = self.blobs.borrow().get(blob);
-                let total: usize = lengths.iter().map(|&l| l as usize).sum();
-                if bytes.len() != total {
-                    return Err(JobError::Other(format!("cache entries of {total} bytes were announced, {} came", bytes.len())));
+                let entries = split_entries(&bytes, &lengths)?;
+                let cache = self.cache_mut()?;
+                // What is computed again after an interruption is here already: storage is for new entries.
+                if !cache.holds(sample.0, first_tap as u16..first_tap as u16 + entries.len() as u16) {
+                    cache.write(sample.0, first_tap as u16, &entries)?;
                 }
-                let mut rest = &bytes[..];
-                let entries: Vec<&[u8]> = lengths.iter().map(|&length| { let (entry, tail) = rest.split_at(length as usize); rest = tail; entry }).collect();
-                self.cache_mut()?.write(sample.0, first_tap as u16, &entries)?;
                 JobResult::CacheWritten
             }
             Job::Holdings => JobResult::Holdings(self.holdings()?),
@@ -203,7 +205,7 @@ impl Worker {
         })
     }
 
-    async fn forward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[barycenter_core::io::Rows], total_labels: u64, cache_write: bool) -> Result<JobResult, JobError> {
+    async fn forward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[barycenter_core::io::Rows], total_labels: u64, writes: Option<&[SampleId]>) -> Result<JobResult, JobError> {
         let blobs = Rc::clone(&self.blobs);
         let generation = self.generation.as_mut().ok_or_else(no_generation)?;
         let batch = generation.pack(samples)?;
@@ -216,7 +218,7 @@ impl Worker {
         };
         let number = generation.next_key;
         generation.next_key += 1;
-        let pass = ForwardPass { batch: &batch, input, forward_only: key.forward_only, cache: cache_write, loss_factor: 1.0 / total_labels.max(1) as f32 };
+        let pass = ForwardPass { batch: &batch, input, forward_only: key.forward_only, cache: writes.is_some(), loss_factor: 1.0 / total_labels.max(1) as f32 };
         let output = generation.runtime.forward(number, pass).await?;
         if !key.forward_only {
             generation.keys.insert(key, number);
@@ -224,14 +226,22 @@ impl Worker {
         let first_tap = generation.taps.start;
         let pieces = outputs.iter().map(|rows| generation.split(samples, &rows.samples, &[(&output.b, width), (&output.a, side_width)])).collect::<Result<Vec<_>, _>>()?;
         let loss = output.loss_sum.map(|loss_sum| LossPart { loss_sum, tokens: batch.classes.len() as u64 });
-        for (sample, entries) in samples.iter().zip(&output.entries) {
-            let entries: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
+        let hand_on = writes.unwrap_or_default();
+        let mut handed_on = Vec::new();
+        for (&sample, entries) in samples.iter().zip(&output.entries) {
             // A stage between two taps has nothing to keep.
-            if !entries.is_empty() {
+            if entries.is_empty() {
+                continue;
+            }
+            if hand_on.contains(&sample) {
+                let lengths = entries.iter().map(|entry| entry.len() as u32).collect();
+                handed_on.push(Entries { sample, first_tap, lengths, blob: self.keep(entries.concat().into()) });
+            } else {
+                let entries: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
                 self.cache_mut()?.write(sample.0, first_tap as u16, &entries)?;
             }
         }
-        Ok(JobResult::ForwardDone { outputs: pieces.into_iter().map(|bytes| self.keep(bytes)).collect(), loss, backbone_seconds: output.backbone_seconds, side_seconds: output.side_seconds })
+        Ok(JobResult::ForwardDone { entries: handed_on, outputs: pieces.into_iter().map(|bytes| self.keep(bytes)).collect(), loss, backbone_seconds: output.backbone_seconds, side_seconds: output.side_seconds })
     }
 
     async fn backward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[barycenter_core::io::Rows]) -> Result<JobResult, JobError> {
@@ -249,12 +259,16 @@ impl Worker {
         Ok(JobResult::BackwardDone { outputs: pieces.into_iter().map(|bytes| self.keep(bytes)).collect(), side_seconds })
     }
 
-    async fn cached(&mut self, samples: &[SampleId], loss_factor: f32, train: bool) -> Result<LossPart, JobError> {
+    async fn cached(&mut self, samples: &[SampleId], streamed: &[Entries], loss_factor: f32, train: bool) -> Result<LossPart, JobError> {
+        let blobs = Rc::clone(&self.blobs);
         let (_, cache) = self.cache.as_ref().ok_or_else(no_generation)?;
         let generation = self.generation.as_mut().ok_or_else(no_generation)?;
         let taps = generation.assignment.spec.tap_count() as u16;
         let batch = generation.pack(samples)?;
-        let entries = samples.iter().map(|sample| (0..taps).map(|tap| cache.read(sample.0, tap)?.ok_or_else(|| JobError::Other(format!("cache entry {tap} of sample {sample} is not on this device")))).collect());
+        let entries = samples.iter().map(|sample| match streamed.iter().find(|entries| entries.sample == *sample) {
+            Some(entries) => Ok(split_entries(&blobs.borrow().get(entries.blob), &entries.lengths)?.into_iter().map(<[u8]>::to_vec).collect()),
+            None => (0..taps).map(|tap| cache.read(sample.0, tap)?.ok_or_else(|| JobError::Other(format!("cache entry {tap} of sample {sample} is not on this device")))).collect(),
+        });
         let entries: Vec<Vec<Vec<u8>>> = entries.collect::<Result<_, JobError>>()?;
         let loss_sum = generation.runtime.train_cached(&batch, &entries, loss_factor, train).await?;
         Ok(LossPart { loss_sum, tokens: batch.classes.len() as u64 })
@@ -427,6 +441,17 @@ impl Generation {
 /// Whether a job may fetch weights.
 pub(crate) fn fetches(job: &Job) -> bool {
     matches!(job, Job::Prepare { .. } | Job::Generate(_))
+}
+
+/// Entries that came one after the other.
+fn split_entries<'a>(bytes: &'a [u8], lengths: &[u32]) -> Result<Vec<&'a [u8]>, JobError> {
+    let total: usize = lengths.iter().map(|&l| l as usize).sum();
+    if bytes.len() != total {
+        return Err(JobError::Other(format!("cache entries of {total} bytes were announced, {} came", bytes.len())));
+    }
+    let mut rest = bytes;
+    let mut split = |length: &u32| { let (entry, tail) = rest.split_at(*length as usize); rest = tail; entry };
+    Ok(lengths.iter().map(&mut split).collect())
 }
 
 /// Samples with the same contiguous taps, as ranges.

@@ -265,10 +265,14 @@ pub enum Phase {
         /// First step (the checkpoint's).
         from_step: u32,
     },
-    /// Forward-only through the pipeline for these samples, to fill their cache.
+    /// Forward-only through the pipeline for these samples, to fill their cache. Where the plan's `stores` says who keeps a
+    /// sample's entries, they go there as they are computed.
     Refill {
         /// Which, ascending.
         samples: Vec<SampleId>,
+        /// Number of (sample, tap) entries that others send to this node to keep (since 1.2).
+        #[serde(default)]
+        expect: u64,
     },
     /// Move cache entries to their owners.
     Redistribute {

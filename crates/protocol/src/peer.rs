@@ -106,6 +106,14 @@ pub enum PeerMessage {
         /// First tap.
         first_tap: u16,
     },
+    /// Asks who keeps a sample's cache entries for all of them, ahead of the step that needs them; answered by `CacheEntries`
+    /// from tap 0 (since 1.2).
+    CacheWanted {
+        /// Which generation.
+        generation: Generation,
+        /// Whose.
+        sample: SampleId,
+    },
 }
 
 /// A step of a generation.
@@ -153,7 +161,7 @@ impl PeerMessage {
             Self::SideGradient { .. } => TrafficKind::SideGradients,
             Self::GradientShard { .. } | Self::ReducedShard { .. } => TrafficKind::AdapterGradients,
             Self::CacheEntries { .. } => TrafficKind::Cache,
-            Self::Ping(_) | Self::Pong(_) | Self::ProbeResult { .. } | Self::GradientNorm { .. } | Self::ActivationUsed { .. } | Self::CacheStored { .. } => TrafficKind::Other,
+            Self::Ping(_) | Self::Pong(_) | Self::ProbeResult { .. } | Self::GradientNorm { .. } | Self::ActivationUsed { .. } | Self::CacheStored { .. } | Self::CacheWanted { .. } => TrafficKind::Other,
         }
     }
 
@@ -162,7 +170,7 @@ impl PeerMessage {
         match self {
             Self::Activation { key, .. } | Self::SideGradient { key, .. } | Self::ActivationUsed { key } => Some(key.step.generation),
             Self::GradientShard { key, .. } | Self::ReducedShard { key, .. } | Self::GradientNorm { key, .. } => Some(key.generation),
-            Self::CacheEntries { generation, .. } | Self::CacheStored { generation, .. } => Some(*generation),
+            Self::CacheEntries { generation, .. } | Self::CacheStored { generation, .. } | Self::CacheWanted { generation, .. } => Some(*generation),
             Self::Ping(_) | Self::Pong(_) | Self::ProbeResult { .. } => None,
         }
     }
@@ -220,5 +228,6 @@ mod tests {
     fn the_bytes_of_a_message_are_pinned() {
         let key = StepKey { generation: Generation(1), epoch: 2, step: 3 };
         assert_eq!(PeerMessage::GradientShard { key, shard: 5 }.encode(&[9]), [5, 0, 0, 0, 5, 1, 2, 3, 5, 9]);
+        assert_eq!(PeerMessage::CacheWanted { generation: Generation(1), sample: SampleId(7) }.encode(&[]), [3, 0, 0, 0, 11, 1, 7]);
     }
 }

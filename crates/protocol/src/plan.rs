@@ -135,6 +135,11 @@ pub struct Plan {
     pub fill: FillMode,
     /// Shares of the train phase: slots per node, contiguous, disjoint, together all slots.
     pub train: Vec<StageMember>,
+    /// Who keeps the cache entries of each slot's samples, where the storage of who trains on them does not suffice: slots
+    /// contiguous, disjoint, together all slots; a node may be there more than once. Empty: everybody keeps its own. Such a
+    /// plan fills forward-only (since 1.2).
+    #[serde(default)]
+    pub stores: Vec<StageMember>,
     /// How gradients travel.
     #[serde(default)]
     pub gradients: GradientType,
@@ -192,6 +197,9 @@ pub struct LinkTraffic {
     pub train_reduce_bytes: u64,
     /// Cache entries to their owners, once.
     pub redistribution_bytes: u64,
+    /// Cache entries from who keeps them to who trains on them, per epoch from the cache.
+    #[serde(default)]
+    pub epoch_stream_bytes: u64,
 }
 
 /// What summing gradients less often would bring. The nodes do not do it yet: it is a prediction.
@@ -208,11 +216,16 @@ pub struct ReduceAdvice {
 }
 
 impl Plan {
-    /// Every node that computes in some phase, ascending.
+    /// Every node that computes in some phase, or keeps cache entries for others, ascending.
     pub fn nodes(&self) -> Vec<NodeId> {
-        let mut nodes: Vec<_> = self.stages.iter().flat_map(|s| s.members.iter()).chain(&self.train).map(|m| m.node).collect();
+        let mut nodes: Vec<_> = self.stages.iter().flat_map(|s| s.members.iter()).chain(&self.train).chain(&self.stores).map(|m| m.node).collect();
         nodes.sort();
         nodes.dedup();
         nodes
+    }
+
+    /// Who keeps the cache entries of each slot's samples in the train phase: [`Plan::stores`], or who trains on them.
+    pub fn keepers(&self) -> &[StageMember] {
+        if self.stores.is_empty() { &self.train } else { &self.stores }
     }
 }

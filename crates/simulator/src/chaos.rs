@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Faults end here.
 const MENDED: Micros = 80 * SECOND;
+/// What the planner is told of the cache of a small run.
+const CACHE_BYTES: u64 = 1_000_000;
 /// A run that is not done by then has stopped.
 pub const LIMIT: Micros = 1800 * SECOND;
 
@@ -29,6 +31,8 @@ pub struct Outcome {
     pub steps: usize,
     /// Steps that were redone.
     pub redone: usize,
+    /// Plans in which devices kept entries for others.
+    pub with_stores: usize,
 }
 
 /// A run over a model of some equal layers (128 wide, side network 16).
@@ -58,7 +62,7 @@ pub fn small_run(layers: u32, samples: u32, held_out: u32, batch: u32, epochs: u
         weights: Default::default(),
     };
     let cost = ModelCost { layers: vec![layer; layers as usize], embedding: LayerCost { taps: 1, ..LayerCost::default() }, head: LayerCost::default(), width: 128, side_width: 16, shared_bytes: 0 };
-    let plan = PlanOptions { model: "tiny".into(), min_stages: 1, use_all_nodes: false, mean_tokens: 13.0, max_tokens: 16, mean_labels: 3.0, cache_bytes: 1_000_000, ..PlanOptions::default() };
+    let plan = PlanOptions { model: "tiny".into(), min_stages: 1, use_all_nodes: false, mean_tokens: 13.0, max_tokens: 16, mean_labels: 3.0, cache_bytes: CACHE_BYTES, ..PlanOptions::default() };
     RunStart { run: RunId(1), spec, cost, plan, wait_for_nodes: 1 }
 }
 
@@ -77,6 +81,11 @@ pub fn laptop() -> DeviceSpec {
 /// One that can hold a part of the model.
 pub fn phone() -> DeviceSpec {
     DeviceSpec::new("phone", 40.0, 40_000_000, 1_000_000_000)
+}
+
+/// One with a large disk that can hold no layer and not train: it keeps cache entries for others.
+pub fn disk() -> DeviceSpec {
+    DeviceSpec::new("NAS", 2.0, 1_500_000, 1_000_000_000)
 }
 
 /// Devices with 1–31 ms and 5 MB/s between any two.
@@ -109,6 +118,11 @@ pub fn schedule(seed: u64) -> World {
             _ => DeviceSpec::new("computer", 20.0 + below(200) as f64, 1_000_000_000, 1_000_000_000),
         })
         .collect();
+    // in every fourth household only one device has storage worth the name, and cannot train
+    if seed % 4 == 3 {
+        devices.iter_mut().for_each(|d| d.storage_bytes = CACHE_BYTES * (seed / 4 % 5) / 10);
+        devices[0] = disk();
+    }
     let rescue = devices.len();
     devices.push(laptop());
     let mut start = small_run(2 + below(4) as u32, 10 + below(40) as u32, below(8) as u32, 1 + below(6) as u32, 1 + below(4) as u32);
@@ -170,7 +184,9 @@ pub fn run(world: &mut World) -> Outcome {
     let (counted, quiet) = (world.samples_counted(), quiet_twin(world));
     assert!(counted == quiet, "other samples counted than in a quiet household");
     let steps = world.steps_done();
-    Outcome { micros: world.now, plans: world.plans().len(), steps, redone: steps - world.recorded_steps().len() }
+    let plans = world.plans();
+    let with_stores = plans.iter().filter(|(_, plan)| !plan.stores.is_empty()).count();
+    Outcome { micros: world.now, plans: plans.len(), steps, redone: steps - world.recorded_steps().len(), with_stores }
 }
 
 /// The command that runs one schedule again and tells what happens in it.

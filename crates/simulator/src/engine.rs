@@ -2,7 +2,7 @@
 //! so "each sample counts exactly once per epoch" can be read off the final state, layer by layer.
 
 use crate::timing::{Costs, Seconds};
-use barycenter_core::io::{BlobId, Job, JobResult, LossPart, RowsIn, StagePart};
+use barycenter_core::io::{BlobId, Entries, Job, JobResult, LossPart, RowsIn, StagePart};
 use barycenter_protocol::control::{Assignment, CheckpointRef, Holding};
 use barycenter_protocol::peer::{MicroKey, StepKey};
 use barycenter_protocol::{Generation, SampleId};
@@ -144,7 +144,7 @@ impl Engine {
                 let whole: BTreeSet<u32> = (0..p.assignment.spec.layers).collect();
         let loss = |samples: &[SampleId]| LossPart { loss_sum: costs.labels(samples) as f64, tokens: costs.labels(samples) };
         let result = match job {
-            Job::Forward { key, samples, inputs, outputs, cache_write, total_labels } => {
+            Job::Forward { key, samples, inputs, outputs, cache_write, hand_on, total_labels } => {
                 let part = p.part.clone().expect("a stage");
                 assert!(p.backbone, "forward needs the frozen layers");
                 assert_eq!(inputs.is_empty(), part.is_first);
@@ -157,12 +157,19 @@ impl Engine {
                     assert!(p.kept.insert(key, samples.clone()).is_none(), "a micro-batch twice");
                 }
                 if cache_write {
-                    cache.extend(samples.iter().flat_map(|s| part.taps.clone().map(|t| (s.0, t))));
+                    cache.extend(samples.iter().filter(|s| !hand_on.contains(s)).flat_map(|s| part.taps.clone().map(|t| (s.0, t))));
                 }
+                let taps = part.taps.end - part.taps.start;
+                let entries = hand_on.into_iter().filter(|_| taps > 0).map(|sample| {
+                    let lengths = vec![costs.entry_bytes(sample, 1) as u32; taps as usize];
+                    let blob = self.put(Data { bytes: costs.entry_bytes(sample, taps), blob: Blob::Entries { sample, taps: part.taps.clone() } });
+                    Entries { sample, first_tap: part.taps.start, lengths, blob }
+                });
+                let entries = entries.collect();
                 let loss = (part.is_last && !key.forward_only).then(|| loss(&samples));
                 let data = |samples: Vec<SampleId>| Data { bytes: costs.activation_bytes(&samples, key.forward_only), blob: Blob::Rows { key, samples, layers: part.layers.end } };
                 let outputs = outputs.into_iter().map(|rows| self.put(data(rows.samples))).collect();
-                JobResult::ForwardDone { outputs, loss, backbone_seconds: took.backbone, side_seconds: took.side }
+                JobResult::ForwardDone { outputs, entries, loss, backbone_seconds: took.backbone, side_seconds: took.side }
             }
             Job::Backward { key, samples, inputs, outputs } => {
                 let part = p.part.clone().expect("a stage");
@@ -177,15 +184,13 @@ impl Engine {
                 let outputs = outputs.into_iter().map(|rows| self.put(data(rows.samples))).collect();
                 JobResult::BackwardDone { outputs, side_seconds: took.side }
             }
-            Job::CachedStep { key, samples, .. } => {
+            Job::CachedStep { key, samples, streamed, .. } => {
                 assert_eq!(p.adapter.layers, whole);
                 assert!(!p.backbone, "no frozen layers in the train phase");
                 for (layer, sample) in whole.iter().flat_map(|l| samples.iter().map(move |s| (l, s))) {
                     *p.gradient.entry((*layer, key.epoch, sample.0)).or_default() += 1;
                 }
-                for sample in &samples {
-                    assert!((0..p.assignment.spec.tap_count()).all(|t| cache.contains(&(sample.0, t))), "sample {sample} is not in the cache");
-                }
+                self.check_entries(&samples, &streamed, p.assignment.spec.tap_count(), cache);
                 JobResult::CachedStepDone { loss: loss(&samples), side_seconds: took.side }
             }
             Job::MeasureGradient { .. } => JobResult::GradientMeasured { squared_norm: p.gradient.len() as f64 },
@@ -232,10 +237,8 @@ impl Engine {
                 p.gradient.clear();
                 JobResult::Applied { side_seconds: took.side }
             }
-            Job::EvaluateHeldOut { samples, .. } => {
-                for sample in &samples {
-                    assert!((0..p.assignment.spec.tap_count()).all(|t| cache.contains(&(sample.0, t))), "held-out sample {sample} is not in the cache");
-                }
+            Job::EvaluateHeldOut { samples, streamed, .. } => {
+                self.check_entries(&samples, &streamed, p.assignment.spec.tap_count(), cache);
                 JobResult::HeldOut(loss(&samples))
             }
             Job::ReadCache { sample, taps } => {
@@ -259,6 +262,17 @@ impl Engine {
         };
         self.prepared = Some(p);
         result
+    }
+
+    /// Every sample's entries were sent for this step, or are in the cache here.
+    fn check_entries(&self, samples: &[SampleId], streamed: &[Entries], taps: u32, cache: &Cache) {
+        for entries in streamed {
+            assert!(samples.contains(&entries.sample), "entries of another step");
+            assert_eq!(self.blob(entries.blob), &Blob::Entries { sample: entries.sample, taps: 0..taps });
+        }
+        for sample in samples.iter().filter(|sample| !streamed.iter().any(|e| e.sample == **sample)) {
+            assert!((0..taps).all(|t| cache.contains(&(sample.0, t))), "sample {sample} is not in the cache");
+        }
     }
 
     /// The inputs hold exactly `samples`, and each is what `check` says.

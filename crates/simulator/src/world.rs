@@ -354,6 +354,11 @@ impl World {
         self.devices[device].session.as_ref().is_some_and(|s| s.engine.has_backbone())
     }
 
+    /// Bytes of cache entries in a device's storage.
+    pub fn stored_bytes(&self, device: usize) -> u64 {
+        self.devices[device].cache.iter().map(|(sample, _)| self.costs.entry_bytes(barycenter_protocol::SampleId(*sample), 1)).sum()
+    }
+
     /// The checkpoint store of a new run is empty.
     pub fn restart_run(&mut self) {
         self.stored = None;

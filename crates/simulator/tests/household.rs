@@ -7,7 +7,7 @@ use barycenter_core::io::{Micros, SECOND};
 use barycenter_core::planner::FillWish;
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{FromNode, GenerateRequest, PhaseKind, StepReport};
-use barycenter_simulator::chaos::{LIMIT, laptop, phone, random_links, schedule, small_run};
+use barycenter_simulator::chaos::{LIMIT, disk, laptop, phone, random_links, schedule, small_run};
 use barycenter_simulator::{Act, DeviceSpec, LinkWork, MILLI, World, report};
 
 /// A household whose devices are on from the start, and a run that starts when they are linked.
@@ -437,4 +437,78 @@ fn links_take_processor_time_of_the_computer_that_nodes_share() {
     let ((free, _), (taken, work)) = (done_at(0.0), done_at(1e-7));
     let longer = taken.saturating_sub(free) as f64;
     assert!(longer > 0.5 * work, "{longer} µs longer, for {work} µs of work");
+}
+
+/// Two phones train on entries that a NAS keeps; a laptop, still off, could do the run alone.
+fn kept_by_a_disk(seed: u64) -> World {
+    let small = DeviceSpec { storage_bytes: 300_000, ..phone() };
+    let mut start = small_run(4, 60, 5, 8, 4);
+    (start.plan.fill, start.plan.cache_bytes, start.wait_for_nodes) = (FillWish::Fastest, 1_100_000, 3);
+    let mut world = World::new(seed, start, random_links(seed, vec![small.clone(), small, disk(), laptop()]));
+    world.pace = 10.0;
+    (0..3).for_each(|device| world.at(0, Act::On(device)));
+    world.at(SECOND, Act::Start);
+    world
+}
+
+#[test]
+fn a_household_whose_trainers_lack_storage_runs_with_one_that_only_stores() {
+    let mut world = kept_by_a_disk(40);
+    world.pace = 1.0;
+    finish(&mut world);
+    all_recorded(&world);
+    let nas = world.node_of(2).expect("it is on");
+    for (_, plan) in world.plans() {
+        assert!(plan.stores.iter().any(|m| m.node == nas) && plan.train.iter().all(|m| m.node != nas) && plan.stages.iter().flat_map(|s| &s.members).all(|m| m.node != nas), "{plan:?}");
+        let sentence = plan.reasons.iter().find(|r| r.node == nas).map(|r| r.reason.clone()).unwrap_or_default();
+        assert!(sentence.contains("keeps the cache entries of") && sentence.contains("computes nothing"), "{sentence}");
+    }
+    assert_eq!(world.plans().len(), 2, "one to fill, one to train");
+    for device in 0..3 {
+        assert!(world.stored_bytes(device) <= world.spec(device).storage_bytes);
+    }
+    let mut alone = World::new(40, world.start.clone(), random_links(40, vec![laptop()]));
+    alone.start.wait_for_nodes = 1;
+    alone.at(0, Act::On(0));
+    alone.at(SECOND, Act::Start);
+    finish(&mut alone);
+    assert_eq!(world.recorded_steps(), alone.recorded_steps(), "the same losses as on a laptop alone");
+}
+
+/// Its page is closed, its plug pulled, or its engine stands still: without it there is no plan until a laptop comes.
+#[test]
+fn who_keeps_entries_is_missed_while_others_train() {
+    for (act, seconds) in [(Act::Close(2), 1), (Act::PullPlug(2), 6), (Act::Freeze(2), 50)] {
+        let mut world = kept_by_a_disk(41);
+        assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Train) && w.steps_done() > 9));
+        let at = world.now;
+        world.at(at, act.clone());
+        assert!(world.run_until(LIMIT, |w| w.state() == Some(RunState::Waiting)), "{act:?}");
+        assert!(world.now - at <= seconds * SECOND, "{act:?} noticed after {} ms", (world.now - at) / MILLI);
+        world.at(world.now, Act::On(3));
+        finish(&mut world);
+        all_recorded(&world);
+    }
+}
+
+#[test]
+fn who_keeps_entries_comes_back_with_them() {
+    let mut world = kept_by_a_disk(42);
+    assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Train) && w.steps_done() > 9));
+    let (at, before) = (world.now, world.progress.len());
+    world.at(at, Act::Close(2));
+    world.at(at + 3 * SECOND, Act::On(2));
+    finish(&mut world);
+    all_recorded(&world);
+    let refills = world.progress[before..].iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase: PhaseKind::Refill, .. })).count();
+    assert_eq!(refills, 0, "nothing is computed again");
+    // and if its disk is lost, everything it kept is
+    let mut world = kept_by_a_disk(43);
+    assert!(world.run_until(LIMIT, |w| w.phase() == Some(PhaseKind::Train) && w.steps_done() > 9));
+    let before = world.progress.len();
+    world.at(world.now, Act::LoseCache(2));
+    finish(&mut world);
+    all_recorded(&world);
+    let refills = world.progress[before..].iter().filter(|(_, p)| matches!(p, RunProgress::Phase { phase: PhaseKind::Refill, .. })).count();
+    assert_eq!(refills, 1);
 }

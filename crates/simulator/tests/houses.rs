@@ -53,6 +53,50 @@ fn a_desktop_with_a_gpu_is_left_alone_by_weak_phones() {
     assert_eq!(world.sent_to_peers, 0);
 }
 
+/// Refused before devices kept entries for others: the phones have storage for 14 of 16 samples, and the NAS cannot train.
+#[test]
+fn two_phones_with_little_storage_train_with_entries_that_a_nas_keeps() {
+    let world = run("nas.json", 30);
+    let (_, plan) = &world.plans()[0];
+    let nas = world.node_of(2).expect("it is on");
+    assert!(plan.train.iter().all(|m| m.node != nas) && plan.stores.iter().any(|m| m.node == nas), "{plan:?}");
+    for device in 0..world.devices() {
+        assert!(world.stored_bytes(device) <= world.spec(device).storage_bytes, "{} stores {} bytes", world.spec(device).name, world.stored_bytes(device));
+    }
+    let spec = &world.start.spec;
+    let counted = world.samples_counted();
+    assert_eq!(counted.len() as u32, spec.layers * spec.epochs * spec.train_samples);
+    assert!(counted.values().all(|times| *times == 1), "every sample counts once in every layer and epoch");
+    let streamed: u64 = world.meter.bytes().iter().filter(|((from, _, kind), _)| *from == 2 && *kind == "cache").map(|(_, bytes)| bytes).sum();
+    let predicted: u64 = plan.links.iter().map(|l| l.epoch_stream_bytes).sum();
+    let ratio = streamed as f64 / (predicted * u64::from(spec.epochs)) as f64;
+    assert!((0.8..1.25).contains(&ratio), "{streamed} bytes in {} epochs, {predicted} predicted for each", spec.epochs);
+}
+
+/// One phone and a NAS on a cable, whose bandwidth the planner knows: on a good one the phone's work decides, on a poor one the stream.
+#[test]
+fn an_epoch_with_streamed_entries_takes_as_long_as_the_plan_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/households/nas.json");
+    let mut household = Household::parse(&std::fs::read_to_string(path).expect("the file is there")).expect("a household");
+    household.wifi_cells.clear();
+    household.devices.remove(1);
+    let mut waited = Vec::new();
+    for mbit_per_s in [600.0, 40.0] {
+        household.default_link.mbit_per_s = mbit_per_s;
+        let job = Job { samples: 120, held_out: 0, tokens: 64, labelled: 0.5, batch: 12, epochs: 3, reduction: 8, tap_every: 1, cache: Default::default(), min_stages: 1, use_all_nodes: false, seed: 1 };
+        let mut world = job::world(&household, job.start("SmolLM-135M", model_cost(&dimensions(30))), 1);
+        job::run_to_end(&mut world, 0, 24 * 3600 * SECOND).expect("the run ends");
+        let (_, plan) = world.plans().pop().expect("a plan");
+        assert!(!plan.stores.is_empty() && plan.train.len() == 1, "{plan:?}");
+        for epoch in &report(&world).epochs {
+            let ratio = epoch.seconds / (10.0 * plan.train_step_seconds);
+            assert!((0.85..1.15).contains(&ratio), "{mbit_per_s} Mbit/s: epoch {} took {} s, predicted {}", epoch.epoch, epoch.seconds, 10.0 * plan.train_step_seconds);
+        }
+        waited.push(plan.train_step_seconds);
+    }
+    assert!(waited[1] > 1.5 * waited[0], "the poor link decides how long a step takes: {waited:?}");
+}
+
 #[test]
 fn the_papers_rack_of_jetson_nanos() {
     run("jetson-rack.json", 30);

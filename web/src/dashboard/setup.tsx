@@ -342,6 +342,8 @@ function PlanView(props: { plan: PlanState; nodes: NodeView[]; chosen: boolean; 
 function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: NodeView[]; change: string }): JSX.Element {
   const phases = predictedPhases(preview);
   const links = plannedLinks(preview.plan, nodes);
+  const stores = (preview.plan.stores ?? []).length > 0;
+  const streams = links.some((link) => link.epochBytes > 0);
   return (
     <div class="plan" data-testid="plan">
       <p class="plan-sum">
@@ -349,7 +351,8 @@ function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: 
         cache, {duration(phases.train)} to train from it. The cache takes <b>{bytes(preview.cache_bytes)}</b> in all.
       </p>
       <p>{comparison(preview)}</p>
-      {preview.plan.fill === 'forward_only' && <p>Forward passes fill the cache first; then every epoch is trained from it, which is faster here.</p>}
+      {stores && <p>The devices that train have too little storage for the cache: others keep a part of it and send its entries a step ahead.</p>}
+      {preview.plan.fill === 'forward_only' && !stores && <p>Forward passes fill the cache first; then every epoch is trained from it, which is faster here.</p>}
       {change && <p data-testid="plan-change">{change}</p>}
       <ul class="plan-devices">
         {plannedDevices(preview.plan, nodes).map((device) => (
@@ -360,6 +363,8 @@ function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: 
               <dd>{device.fill}</dd>
               <dt>trains</dt>
               <dd>{device.train}</dd>
+              {device.keep && <dt>keeps</dt>}
+              {device.keep && <dd>{device.keep}</dd>}
               <dt>memory</dt>
               <dd>
                 {bytes(device.fillMemoryBytes)}, then {bytes(device.trainMemoryBytes)}
@@ -379,6 +384,7 @@ function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: 
                 <th>Each fill step</th>
                 <th>Each train step</th>
                 <th>Once between</th>
+                {streams && <th>Each epoch</th>}
               </tr>
             </thead>
             <tbody>
@@ -388,6 +394,7 @@ function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: 
                   <td>{bytes(link.fillBytes)}</td>
                   <td>{bytes(link.trainBytes)}</td>
                   <td>{bytes(link.onceBytes)}</td>
+                  {streams && <td>{bytes(link.epochBytes)}</td>}
                 </tr>
               ))}
             </tbody>

@@ -195,6 +195,21 @@ function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element
           ))}
         </dd>
       </div>
+      {(plan.stores ?? []).length > 0 && (
+        <div>
+          <dt>Whose storage keeps their cache entries</dt>
+          <dd class={(plan.stores ?? []).length > 4 ? 'strip many' : 'strip'}>
+            {(plan.stores ?? []).map((kept) => (
+              <span key={kept.slots.start} class="strip-part" style={{ flexGrow: kept.slots.end - kept.slots.start }}>
+                <b>
+                  {kept.slots.end - kept.slots.start}/{slots}
+                </b>{' '}
+                {nameOf(kept.node, nodes, plan)}
+              </span>
+            ))}
+          </dd>
+        </div>
+      )}
     </dl>
   );
 }

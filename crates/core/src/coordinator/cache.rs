@@ -2,7 +2,7 @@
 
 use crate::order::SampleOrder;
 use barycenter_protocol::control::{CacheSend, Holding, RunSpec};
-use barycenter_protocol::plan::Plan;
+use barycenter_protocol::plan::{Plan, StageMember};
 use barycenter_protocol::{NodeId, SampleId};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -60,12 +60,12 @@ pub(super) fn missing<'a>(spec: &RunSpec, nodes: impl Iterator<Item = &'a Held>)
     union.iter().enumerate().filter(|(_, taps)| **taps != all).map(|(i, _)| SampleId(i as u32)).collect()
 }
 
-/// What each node sends, and the number of entries each receives, so that every owner has all taps of its samples.
+/// What each node sends, and the number of entries each receives, so that who keeps a sample's entries has all its taps.
 pub(super) fn transfers(spec: &RunSpec, plan: &Plan, order: &SampleOrder, nodes: &BTreeMap<NodeId, &Held>) -> BTreeMap<NodeId, (Vec<CacheSend>, u64)> {
     let mut groups: BTreeMap<(NodeId, NodeId, u32, u32), Vec<SampleId>> = BTreeMap::new();
     let mut load: BTreeMap<NodeId, u64> = BTreeMap::new();
     let all = all_taps(spec);
-    for member in &plan.train {
+    for member in plan.keepers() {
         let owned = [order.train_samples_of(&member.slots), order.held_out_samples_of(&member.slots, spec.held_out_samples)].concat();
         for sample in owned {
             let has = |node: &NodeId| nodes.get(node).and_then(|h| h.get(sample.0 as usize)).copied().unwrap_or(0);
@@ -91,4 +91,20 @@ pub(super) fn transfers(spec: &RunSpec, plan: &Plan, order: &SampleOrder, nodes:
         result.entry(from).or_default().0.push(CacheSend { to, samples, taps: start..end });
     }
     result
+}
+
+/// How many entries of these samples each node gets from others to keep, while the pipeline computes them in the order given.
+pub(super) fn deliveries(spec: &RunSpec, plan: &Plan, order: &SampleOrder, samples: &[SampleId]) -> BTreeMap<NodeId, u64> {
+    let mut expected: BTreeMap<NodeId, u64> = plan.stores.iter().map(|m| (m.node, 0)).collect();
+    for (at, sample) in (0u32..).zip(samples) {
+        let slot = order.slot_of(*sample);
+        let Some(keeper) = plan.stores.iter().find(|m| m.slots.contains(&slot)).map(|m| m.node) else { continue };
+        for stage in &plan.stages {
+            let computes = |m: &StageMember| m.slots.contains(&(at % spec.batch.max(1)));
+            if stage.members.iter().any(|m| computes(m) && m.node != keeper) {
+                *expected.entry(keeper).or_default() += spec.taps_of(&stage.layers).len() as u64;
+            }
+        }
+    }
+    expected
 }

@@ -287,6 +287,7 @@ impl Run {
         if !self.participants.remove(&node) || self.is_over() {
             return;
         }
+        let keeps = self.keepers().contains(&node);
         let in_stages = self.plan.iter().flat_map(|p| &p.stages).any(|s| s.members.iter().any(|m| m.node == node));
         let in_plan = self.plan.as_ref().is_some_and(|p| p.nodes().contains(&node));
         match &mut self.state {
@@ -297,8 +298,8 @@ impl Run {
                 }
                 return;
             }
-            // not needed for what is being done: it held cache entries, or waits for the train phase
-            State::Phase { kind: PhaseKind::Fill | PhaseKind::Train, doing, .. } if !doing.contains(&node) => return,
+            // not needed for what is being done: it held cache entries that are elsewhere now, or waits for the train phase
+            State::Phase { kind: PhaseKind::Fill | PhaseKind::Train, doing, .. } if !doing.contains(&node) && !keeps => return,
             _ => {}
         }
         self.again(ctx, format!("{name} is gone: the others go on without it"));
@@ -460,10 +461,11 @@ impl Run {
         if self.paused {
             return;
         }
+        let awaited = pending.union(&self.keepers()).copied().collect();
         let predicted = self.plan.as_ref().map_or(0.0, |p| p.fill_step_seconds.max(p.train_step_seconds));
         let limit = ctx.patience.stalled.max((predicted * 10.0 * SECOND as f64) as Micros);
         let speed = |node: NodeId| ctx.swarm.members.get(&node).map_or(0.0, |m| m.profile.gflops);
-        if let Some(node) = self.stall.culprit(ctx.now, limit, pending, speed) {
+        if let Some(node) = self.stall.culprit(ctx.now, limit, &awaited, speed) {
             ctx.dropped.push((node, "it stood still while others waited for it".into()));
         }
     }
@@ -617,6 +619,11 @@ impl Run {
         self.plan.iter().flat_map(|p| &p.stages).flat_map(|s| &s.members).map(|m| m.node).collect()
     }
 
+    /// Who keeps cache entries for others: it serves them while they train.
+    fn keepers(&self) -> BTreeSet<NodeId> {
+        self.plan.iter().flat_map(|p| &p.stores).map(|m| m.node).collect()
+    }
+
     fn prepared(&mut self, ctx: &mut Context) {
         if self.hands_over(ctx) {
             return;
@@ -657,8 +664,11 @@ impl Run {
         }
         ctx.event(Level::Info, format!("Computing the cache entries of {} samples.", samples.len()));
         let epoch = self.position().epoch;
-        let nodes = self.stage_members();
-        self.begin(ctx, PhaseKind::Refill, epoch, nodes.into_iter().map(|n| (n, Phase::Refill { samples: samples.clone() })).collect());
+        let Some(plan) = &self.plan else { return };
+        let deliveries = cache::deliveries(&self.start.spec, plan, &self.order, &samples);
+        let nodes: BTreeSet<_> = self.stage_members().into_iter().chain(deliveries.keys().copied()).collect();
+        let phase = |n: &NodeId| Phase::Refill { samples: samples.clone(), expect: deliveries.get(n).copied().unwrap_or(0) };
+        self.begin(ctx, PhaseKind::Refill, epoch, nodes.iter().map(|n| (*n, phase(n))).collect());
     }
 
     fn redistribute(&mut self, ctx: &mut Context) {

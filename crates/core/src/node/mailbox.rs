@@ -45,12 +45,15 @@ pub(super) struct Inbox {
     items: BTreeMap<(Topic, NodeId), Item>,
     cache: VecDeque<CacheArrival>,
     stored: BTreeMap<NodeId, usize>,
+    wanted: VecDeque<(NodeId, SampleId)>,
+    /// Entries may come beside the work of the phase: somebody is about to leave.
+    pub takes_over: bool,
 }
 
 impl Inbox {
     /// Takes a message of this generation; false: it is not wanted, its blob is to be dropped.
     pub fn put(&mut self, from: NodeId, message: PeerMessage, blob: Option<BlobId>) -> bool {
-        if self.items.len() + self.cache.len() >= CAPACITY {
+        if self.items.len() + self.cache.len() + self.wanted.len() >= CAPACITY {
             return false;
         }
         let (topic, item) = match message {
@@ -62,6 +65,10 @@ impl Inbox {
             PeerMessage::ActivationUsed { key } => (Topic::Used(key), Item::default()),
             PeerMessage::CacheStored { .. } => {
                 *self.stored.entry(from).or_default() += 1;
+                return blob.is_none();
+            }
+            PeerMessage::CacheWanted { sample, .. } => {
+                self.wanted.push_back((from, sample));
                 return blob.is_none();
             }
             PeerMessage::CacheEntries { sample, first_tap, lengths, .. } => match blob {
@@ -111,7 +118,33 @@ impl Inbox {
         self.cache.pop_front()
     }
 
-    /// How many sendings of cache entries each peer has stored since the last call.
+    /// The oldest cache entries of which this is true.
+    pub fn take_cache_if(&mut self, is_wanted: impl Fn(&CacheArrival) -> bool) -> Option<CacheArrival> {
+        let at = self.cache.iter().position(is_wanted)?;
+        self.cache.remove(at)
+    }
+
+    /// Drops the cache entries that arrived, unless a takeover is waiting for them.
+    pub fn drop_cache(&mut self, out: &mut Outbox) {
+        if !self.takes_over {
+            out.drop_blob(self.cache.drain(..).map(|arrival| arrival.blob));
+        }
+    }
+
+    /// The oldest request for a sample's cache entries.
+    pub fn take_wanted(&mut self) -> Option<(NodeId, SampleId)> {
+        self.wanted.pop_front()
+    }
+
+    /// How many of `most` sendings of cache entries a peer has stored that were not taken yet.
+    pub fn take_stored_by(&mut self, peer: NodeId, most: usize) -> usize {
+        let Some(count) = self.stored.get_mut(&peer) else { return 0 };
+        let taken = most.min(*count);
+        *count -= taken;
+        taken
+    }
+
+    /// How many sendings of cache entries each peer has stored that were not taken yet.
     pub fn take_stored(&mut self) -> BTreeMap<NodeId, usize> {
         std::mem::take(&mut self.stored)
     }

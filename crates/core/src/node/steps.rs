@@ -3,6 +3,7 @@
 use super::mailbox::{Inbox, Outbox};
 use super::pipeline::Pipeline;
 use super::reduce::{Groups, Reduce};
+use super::stream::Stream;
 use super::{Next, Setup, Tally};
 use crate::io::{Job, JobResult, LossPart};
 use crate::order::EpochOrder;
@@ -44,11 +45,17 @@ pub(super) struct Steps {
     /// The first step of this epoch that is not to be done.
     stop: Option<u32>,
     state: State,
+    stream: Stream,
 }
 
 impl Steps {
     pub fn new(setup: &Setup, way: Way, epoch: u32, step: u32, last_epoch: u32) -> Self {
-        let mut steps = Self { way, order: setup.order.epoch(epoch), epoch, step, last_epoch, stop: None, state: State::Ready };
+        let mut steps = Self { way, order: setup.order.epoch(epoch), epoch, step, last_epoch, stop: None, state: State::Ready, stream: Stream::default() };
+        if way == Way::Train {
+            let held_out = held_out_samples(setup);
+            let held_out = held_out.chunks(held_out_at_once(setup)).map(<[_]>::to_vec);
+            steps.stream = Stream::new((step..steps.order.steps()).map(|step| steps.my_samples(setup, step)).chain(held_out));
+        }
         if step >= steps.order.steps() {
             steps.end_epoch(setup);
         }
@@ -82,6 +89,7 @@ impl Steps {
     }
 
     pub fn next(&mut self, setup: &Setup, inbox: &mut Inbox, out: &mut Outbox, paused: bool, wait_seconds: &mut f64) -> Next {
+        self.stream.look(setup, inbox, out);
         match &mut self.state {
             State::Ready if paused => Next::Hold,
             State::Ready => {
@@ -96,12 +104,17 @@ impl Steps {
                         let samples = self.my_samples(setup, self.step);
                         let tally = Tally { samples: samples.clone(), ..Tally::default() };
                         if samples.is_empty() {
+                            self.stream.used(out);
                             self.state = State::Reduce(tally, self.reduce(setup));
                             return Next::Again;
                         }
+                        let streamed = match self.stream.first() {
+                            Ok(streamed) => streamed,
+                            Err(peers) => return Next::Wait(peers),
+                        };
                         self.state = State::Cached(tally);
                         let total_labels = setup.labels(mini_batch.iter().map(|s| s.sample));
-                        Next::Job(Job::CachedStep { key, samples, total_labels, next_samples: self.my_samples(setup, self.step + 1) })
+                        Next::Job(Job::CachedStep { key, samples, total_labels, next_samples: self.my_samples(setup, self.step + 1), streamed })
                     }
                 }
             }
@@ -144,8 +157,12 @@ impl Steps {
                     }
                     return Next::Again;
                 }
-                let count = (setup.assignment.spec.batch.max(1) as usize).min(left.len());
-                Next::Job(Job::EvaluateHeldOut { epoch: self.epoch, samples: left.drain(..count).collect() })
+                let streamed = match self.stream.first() {
+                    Ok(streamed) => streamed,
+                    Err(peers) => return Next::Wait(peers),
+                };
+                let count = held_out_at_once(setup).min(left.len());
+                Next::Job(Job::EvaluateHeldOut { epoch: self.epoch, samples: left.drain(..count).collect(), streamed })
             }
             State::Over => Next::Done,
             State::Cached(_) | State::Checkpoint => Next::Hold,
@@ -156,6 +173,7 @@ impl Steps {
         match (&mut self.state, result) {
             (State::Pipeline(pipeline), result) => pipeline.job_done(result, out),
             (State::Cached(tally), JobResult::CachedStepDone { loss, side_seconds }) => {
+                self.stream.used(out);
                 tally.loss = loss;
                 tally.side_seconds += side_seconds;
                 let tally = std::mem::take(tally);
@@ -164,6 +182,7 @@ impl Steps {
             (State::Reduce(_, reduce), result) => reduce.job_done(result, out),
             (State::Checkpoint, JobResult::CheckpointTaken) => self.go_on(setup),
             (State::HeldOut { loss, .. }, JobResult::HeldOut(part)) => {
+                self.stream.used(out);
                 loss.loss_sum += part.loss_sum;
                 loss.tokens += part.tokens;
             }
@@ -217,8 +236,18 @@ impl Steps {
 
     fn end_epoch(&mut self, setup: &Setup) {
         self.state = match (self.way, &setup.train_slots) {
-            (Way::Train, Some(slots)) => State::HeldOut { left: setup.order.held_out_samples_of(slots, setup.assignment.spec.held_out_samples), loss: LossPart::default() },
+            (Way::Train, Some(_)) => State::HeldOut { left: held_out_samples(setup), loss: LossPart::default() },
             _ => State::Over,
         };
     }
+}
+
+fn held_out_samples(setup: &Setup) -> Vec<SampleId> {
+    setup.train_slots.as_ref().map_or_else(Vec::new, |slots| setup.order.held_out_samples_of(slots, setup.assignment.spec.held_out_samples))
+}
+
+/// How many held-out samples are computed in one go: where entries are streamed, no more than a step takes into memory.
+fn held_out_at_once(setup: &Setup) -> usize {
+    let slots = setup.train_slots.as_ref().filter(|_| !setup.assignment.plan.stores.is_empty());
+    slots.map_or(setup.assignment.spec.batch, |slots| slots.end - slots.start).max(1) as usize
 }

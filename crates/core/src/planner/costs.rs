@@ -55,6 +55,8 @@ pub(super) struct Costs<'a> {
     pub batch: u32,
     /// How gradients travel.
     pub gradients: GradientType,
+    /// Whether entries may be kept by other devices than those that compute and train with them (`storage.rs`).
+    pub stores: bool,
     prefix: Vec<LayerCost>,
     /// From a to b at `a * devices + b`.
     links: Vec<Link>,
@@ -76,12 +78,22 @@ impl<'a> Costs<'a> {
             links[a * devices.len() + b] = link;
             links[b * devices.len() + a] = link;
         }
-        Self { model, devices, options, batch: batch.max(1), gradients: options.gradients.unwrap_or_default(), prefix, links }
+        Self { model, devices, options, batch: batch.max(1), gradients: options.gradients.unwrap_or_default(), stores: false, prefix, links }
     }
 
     /// The same with gradients that travel in another way.
     pub fn with_gradients(&self, gradients: GradientType) -> Self {
-        Self { model: self.model, devices: self.devices, options: self.options, batch: self.batch, gradients, prefix: self.prefix.clone(), links: self.links.clone() }
+        Self { model: self.model, devices: self.devices, options: self.options, batch: self.batch, gradients, stores: self.stores, prefix: self.prefix.clone(), links: self.links.clone() }
+    }
+
+    /// The same where devices may keep entries for others.
+    pub fn with_stores(&self) -> Self {
+        Self { stores: true, ..self.with_gradients(self.gradients) }
+    }
+
+    /// The same with other budgets of the same devices.
+    pub fn with_devices<'b>(&'b self, devices: &'b [DeviceProfile]) -> Costs<'b> {
+        Costs { model: self.model, devices, options: self.options, batch: self.batch, gradients: self.gradients, stores: self.stores, prefix: self.prefix.clone(), links: self.links.clone() }
     }
 
     pub fn layers(&self) -> usize {
@@ -153,7 +165,13 @@ impl<'a> Costs<'a> {
                 per_token += self.model.head.activation_bytes;
             }
         }
-        per_token * u64::from(self.options.max_tokens.max(1))
+        per_token * u64::from(self.options.max_tokens.max(1)) + if self.stores { self.entries_bytes(from, to) } else { 0 }
+    }
+
+    /// Bytes that the cache entries of one sample from layers `from .. to` take at most, by its longest length: half precision,
+    /// and a value for every position.
+    pub fn entries_bytes(&self, from: usize, to: usize) -> u64 {
+        (2 * u64::from(self.model.width) * u64::from(self.taps(from, to)) + 4) * u64::from(self.options.max_tokens.max(1))
     }
 
     /// Micro-batches kept at once by a stage with `behind` stages from it to the end, itself included.
@@ -179,7 +197,8 @@ impl<'a> Costs<'a> {
             let device = &self.devices[d];
             let free = device.memory_budget_bytes.checked_sub(fixed)?;
             let by_memory = u32::try_from(free / per_sample).unwrap_or(u32::MAX).saturating_mul(micro_batches);
-            let cap = by_memory.min(u32::try_from(device.storage_budget_bytes / per_slot).unwrap_or(u32::MAX));
+            let by_storage = u32::try_from(device.storage_budget_bytes / per_slot).unwrap_or(u32::MAX);
+            let cap = if self.stores { by_memory } else { by_memory.min(by_storage) };
             if cap == 0 {
                 return None;
             }
@@ -203,13 +222,22 @@ impl<'a> Costs<'a> {
     /// Slots of the mini-batch whose activations a device has memory for in the train phase.
     pub fn train_slots_by_memory(&self, device: usize) -> u32 {
         let free = self.devices[device].memory_budget_bytes.checked_sub(self.train_fixed_bytes());
-        u32::try_from(free.map_or(0, |free| free / self.train_sample_bytes().max(1))).unwrap_or(u32::MAX)
+        let streamed = if self.stores { self.stream_slot_bytes() } else { 0 };
+        u32::try_from(free.map_or(0, |free| free / (self.train_sample_bytes() + streamed).max(1))).unwrap_or(u32::MAX)
     }
 
-    /// Slots of the mini-batch whose whole cache and activations a device takes in the train phase.
+    /// Slots of the mini-batch whose whole cache and activations a device takes in the train phase; whose activations and
+    /// streamed entries, where others may keep them.
     pub fn train_slots(&self, device: usize) -> u32 {
-        let by_storage = self.devices[device].storage_budget_bytes / self.cache_slot_bytes(0, self.layers());
-        self.train_slots_by_memory(device).min(u32::try_from(by_storage).unwrap_or(u32::MAX))
+        if self.stores { self.train_slots_by_memory(device) } else { self.train_slots_by_memory(device).min(self.storage_slots(device)) }
+    }
+
+    /// Slots of the mini-batch whose whole cache a device has storage for. Where it is used to the last slot, an eighth is left
+    /// free: the samples of some slots are longer than those of others.
+    pub fn storage_slots(&self, device: usize) -> u32 {
+        let storage = self.devices[device].storage_budget_bytes;
+        let storage = if self.stores { storage - storage / 8 } else { storage };
+        u32::try_from(storage / self.cache_slot_bytes(0, self.layers())).unwrap_or(u32::MAX)
     }
 
     /// Adapter parameters of layers `from .. to` with what belongs to the ends.
@@ -247,6 +275,11 @@ impl<'a> Costs<'a> {
     pub fn train_sample_bytes(&self) -> u64 {
         let per_token = self.prefix[self.layers()].activation_bytes + self.model.embedding.activation_bytes + self.model.head.activation_bytes;
         per_token * u64::from(self.options.max_tokens.max(1))
+    }
+
+    /// Bytes of one slot's streamed entries, at who sends them as at who trains with them: the step's at work and the next one's.
+    pub fn stream_slot_bytes(&self) -> u64 {
+        2 * self.entries_bytes(0, self.layers())
     }
 
     /// Bytes of one token from a stage to the next.

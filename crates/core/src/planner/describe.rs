@@ -4,6 +4,7 @@ use super::costs::Costs;
 use super::objective::Choice;
 use super::redistribute;
 use super::search::Found;
+use super::storage;
 use super::train::{TrainChoice, train_choices};
 use super::{WORTHWHILE, human_bytes};
 use barycenter_protocol::plan::{DeviceReason, FillMode, LinkTraffic, Plan, PlanBound, ReduceAdvice, Stage, StageMember};
@@ -30,6 +31,7 @@ pub(super) fn describe(costs: &Costs, found: &Found) -> Plan {
         micro_batches: fill.micro_batches,
         fill: fill.mode,
         train: members(&train.members),
+        stores: train.stores.iter().map(|(d, slots)| StageMember { node: costs.devices[*d].node, slots: slots.clone() }).collect(),
         fill_step_seconds: found.choice.first_epoch_step_seconds(),
         train_step_seconds: train.seconds,
         single_device_fill_step_seconds: reference.map_or(0.0, Choice::first_epoch_step_seconds),
@@ -48,7 +50,7 @@ fn links(costs: &Costs, choice: &Choice) -> Vec<LinkTraffic> {
     let mut links: BTreeMap<(usize, usize), LinkTraffic> = BTreeMap::new();
     let mut on = |a: usize, b: usize, add: &dyn Fn(&mut LinkTraffic)| {
         let (a, b) = (a.min(b), a.max(b));
-        let fresh = LinkTraffic { a: costs.devices[a].node, b: costs.devices[b].node, activation_bytes: 0, side_gradient_bytes: 0, fill_reduce_bytes: 0, train_reduce_bytes: 0, redistribution_bytes: 0 };
+        let fresh = LinkTraffic { a: costs.devices[a].node, b: costs.devices[b].node, activation_bytes: 0, side_gradient_bytes: 0, fill_reduce_bytes: 0, train_reduce_bytes: 0, redistribution_bytes: 0, epoch_stream_bytes: 0 };
         add(links.entry((a, b)).or_insert(fresh));
     };
     let mode = choice.fill.mode;
@@ -88,13 +90,17 @@ fn links(costs: &Costs, choice: &Choice) -> Vec<LinkTraffic> {
     for (from, to, bytes) in redistribute::moves(costs, mode, &choice.fill.stages, &choice.train) {
         on(from, to, &|l| l.redistribution_bytes += bytes as u64);
     }
+    for (from, to, slots) in storage::streamed(&choice.train) {
+        on(from, to, &|l| l.epoch_stream_bytes += (f64::from(slots) * storage::epoch_slot_bytes(costs)) as u64);
+    }
     links.into_values().collect()
 }
 
 /// What AllReduce after several mini-batches would bring: the set of devices, and the shortest interval at which AllReduce
 /// is at most a tenth of the time.
 fn advice(costs: &Costs, train: &TrainChoice) -> Option<ReduceAdvice> {
-    if costs.devices.len() < 2 {
+    // where entries are streamed, summing less often leaves the stream as it is
+    if costs.devices.len() < 2 || costs.stores {
         return None;
     }
     let choices = train_choices(costs);
@@ -124,14 +130,11 @@ fn people(devices: usize) -> String {
 
 fn reason(costs: &Costs, found: &Found, d: usize) -> DeviceReason {
     let (fill, train, device) = (&found.choice.fill, &found.choice.train, &costs.devices[d]);
-    let (mode, count) = (fill.mode, fill.stages.len());
+    let count = fill.stages.len();
     let place = fill.stages.iter().enumerate().find_map(|(i, s)| s.members.iter().find(|m| m.0 == d).map(|m| (i, s, m.1)));
-    let fill_memory_bytes = place.map_or(0, |(i, s, slots)| {
-        let in_flight = costs.in_flight(mode, count - i, fill.micro_batches);
-        costs.fill_bytes(mode, (s.from, s.to), slots, in_flight, fill.micro_batches)
-    });
+    let fill_memory_bytes = storage::fill_bytes(costs, fill, train, d);
     let in_train = train.members.iter().find(|m| m.0 == d).map(|m| m.1);
-    let train_memory_bytes = in_train.map_or(0, |slots| costs.train_fixed_bytes() + u64::from(slots) * costs.train_sample_bytes());
+    let train_memory_bytes = storage::train_bytes(costs, train, d);
     let speed = format!("{:.0} GFLOP/s", device.gflops);
     let others_do_not_help = count == 1 && fill.stages[0].members.len() == 1 && costs.devices.len() > 1 && found.reference.is_some();
     let first = match place {
@@ -142,7 +145,7 @@ fn reason(costs: &Costs, found: &Found, d: usize) -> DeviceReason {
             let (used, budget) = (human_bytes(fill_memory_bytes), human_bytes(device.memory_budget_bytes));
             format!("{} ({speed}) holds layers {}–{}{share} as stage {} of {count}, {used} of its {budget}", device.name, s.from + 1, s.to, i + 1)
         }
-        None if costs.cache_slot_bytes(1, 2) > device.storage_budget_bytes => {
+        None if !costs.stores && costs.cache_slot_bytes(costs.layers() - 1, costs.layers()) > device.storage_budget_bytes => {
             format!("{} holds no layers: the {} it offers to store are too few for a layer's part of the cache", device.name, human_bytes(device.storage_budget_bytes))
         }
         None if costs.holds_a_layer(d) => format!("{} ({speed}) holds no layers: it would slow the others down", device.name),
@@ -153,5 +156,37 @@ fn reason(costs: &Costs, found: &Found, d: usize) -> DeviceReason {
         None if costs.train_slots(d) == 0 => "then rests: it has too little memory or storage for a share of the cache".to_owned(),
         None => "then rests: exchanging gradients with it would take longer than it saves".to_owned(),
     };
-    DeviceReason { node: device.node, name: device.name.clone(), reason: format!("{first}; {second}."), fill_memory_bytes, train_memory_bytes }
+    let reason = match keeps_for_others(costs, train, d) {
+        Some(keeps) if place.is_none() && in_train.is_none() => format!("{} keeps {keeps}, and computes nothing.", device.name),
+        Some(keeps) if in_train.is_none() => format!("{first}; then keeps {keeps}."),
+        Some(keeps) => format!("{first}; {second}{}, and keeps {keeps}.", fetches(costs, train, d)),
+        None => format!("{first}; {second}{}.", fetches(costs, train, d)),
+    };
+    DeviceReason { node: device.node, name: device.name.clone(), reason, fill_memory_bytes, train_memory_bytes }
+}
+
+/// "the cache entries of 12 of 16 samples for phone 1 and phone 2 (68 MB an epoch)".
+fn keeps_for_others(costs: &Costs, train: &TrainChoice, d: usize) -> Option<String> {
+    let pieces: Vec<_> = storage::streamed(train).into_iter().filter(|(from, ..)| *from == d).collect();
+    let slots: u32 = pieces.iter().map(|piece| piece.2).sum();
+    let whom = names(costs, pieces.iter().map(|piece| piece.1));
+    let bytes = human_bytes((f64::from(slots) * storage::epoch_slot_bytes(costs)) as u64);
+    (slots > 0).then(|| format!("the cache entries of {slots} of {} samples for {whom} ({bytes} an epoch)", costs.batch))
+}
+
+/// ", 6 of them with entries that desktop keeps": what a device that trains has to fetch.
+fn fetches(costs: &Costs, train: &TrainChoice, d: usize) -> String {
+    let pieces: Vec<_> = storage::streamed(train).into_iter().filter(|(_, to, _)| *to == d).collect();
+    let slots: u32 = pieces.iter().map(|piece| piece.2).sum();
+    let keepers: std::collections::BTreeSet<_> = pieces.iter().map(|piece| piece.0).collect();
+    let keep = if keepers.len() == 1 { "keeps and sends" } else { "keep and send" };
+    if slots == 0 { String::new() } else { format!(", {slots} of them with entries that {} {keep} a step ahead", names(costs, keepers.into_iter())) }
+}
+
+fn names(costs: &Costs, devices: impl Iterator<Item = usize>) -> String {
+    let names: Vec<_> = devices.map(|d| costs.devices[d].name.as_str()).collect();
+    match &names[..] {
+        [rest @ .., last] if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::costs::Costs;
 use super::search::{is_possible, modes};
+use super::storage;
 use super::{PlanError, PlanOptions, human_bytes};
 use barycenter_protocol::NodeId;
 use barycenter_protocol::control::Measurements;
@@ -30,7 +31,8 @@ pub(super) fn space_error_counting(cost: &ModelCost, measurements: &Measurements
     let plenty = whole.saturating_add(costs.train_fixed_bytes()).saturating_add(u64::from(costs.batch) * (costs.fill_sample_bytes(FillMode::Hybrid, 0, costs.layers()) + costs.train_sample_bytes()));
     let fits = |changed: &Measurements, cost: &ModelCost| {
         looked_at.set(looked_at.get() + 1);
-        is_possible(&Costs::new(cost, changed, batch, options))
+        let costs = Costs::new(cost, changed, batch, options);
+        is_possible(&costs) || storage::is_what_lacks(&costs) && is_possible(&costs.with_stores())
     };
     let with_more = |more: u64| {
         let mut changed = measurements.clone();
@@ -39,8 +41,7 @@ pub(super) fn space_error_counting(cost: &ModelCost, measurements: &Measurements
         changed
     };
     let Some(missing_bytes) = least(plenty, |more| fits(&with_more(more), cost)) else {
-        let able: Vec<_> = all.filter(|d| costs.holds_a_layer(*d)).collect();
-        let offered_bytes = able.iter().map(|d| costs.devices[*d].storage_budget_bytes).fold(0u64, u64::saturating_add);
+        let offered_bytes = all.map(|d| storage::usable_bytes(&costs, d)).fold(0u64, u64::saturating_add);
         return PlanError::Storage { needed_bytes: options.cache_bytes, offered_bytes };
     };
     let mut remedies = vec![format!("{} would do if it offered {} more", costs.devices[roomiest].name, human_bytes(missing_bytes))];

@@ -14,11 +14,13 @@
 //! A plan is allowed if every device has the memory and storage for its part, and, unless wishes ask for stages or for
 //! everybody, if neither phase is slower than on the *reference*: the single device whose plan has the lowest J.
 //! The reference is always allowed, so a plan is never predicted to be slower than the best single device, neither as a
-//! whole nor in a phase.
+//! whole nor in a phase. Where devices keep entries for others (`storage.rs`) no single device can do the job, and there is no
+//! reference.
 
 use super::costs::{Costs, StageChoice};
 use super::playback::step_seconds_below;
 use super::redistribute;
+use super::storage;
 use super::train::TrainChoice;
 use barycenter_protocol::plan::FillMode;
 
@@ -102,13 +104,22 @@ pub(super) fn best_choice(costs: &Costs, fill: &Candidate, trains: &[TrainChoice
         if first_epoch_step_seconds(fill.mode, fill.seconds, train.seconds) > limits.first_epoch_step {
             break;
         }
-        let redistribution_seconds = redistribute::seconds(costs, &redistribute::moves(costs, fill.mode, &fill.stages, train));
+        let Some(redistribution_seconds) = redistribution_seconds(costs, fill, train) else { continue };
         let objective = steps + redistribution_seconds / f64::from(costs.options.steps_per_epoch.max(1));
         if objective < best.as_ref().map_or(below, |b| b.objective) {
             best = Some(Choice { fill: fill.clone(), train: train.clone(), redistribution_seconds, objective });
         }
     }
     best
+}
+
+/// R: what is left of it after filling, where entries go to who keeps them as they are computed. `None`: who is to keep them
+/// lacks the memory to take them in.
+pub(super) fn redistribution_seconds(costs: &Costs, fill: &Candidate, train: &TrainChoice) -> Option<f64> {
+    if costs.stores {
+        return storage::seconds_beyond_filling(costs, fill, train);
+    }
+    Some(redistribute::seconds(costs, &redistribute::moves(costs, fill.mode, &fill.stages, train)))
 }
 
 /// Numbers of micro-batches that are compared: 1, 2, 3, 4, 6, 8, 12, 16, … up to the mini-batch, and the mini-batch.

@@ -1,4 +1,4 @@
-//! Cache entries on their way from where they were computed to who trains on them.
+//! Cache entries on their way from where they were computed to who keeps them, mostly who trains on them.
 
 use super::costs::{Costs, StageChoice};
 use super::train::TrainChoice;
@@ -14,7 +14,7 @@ pub(super) fn moves(costs: &Costs, mode: FillMode, stages: &[StageChoice], train
         let mut first = 0;
         for &(holder, held) in &stage.members {
             let mut start = 0;
-            for &(owner, owned) in &train.members {
+            for (owner, owned) in train.keepers() {
                 let overlap = match mode {
                     FillMode::Hybrid => f64::from((first + held).min(start + owned).saturating_sub(first.max(start))),
                     FillMode::ForwardOnly => f64::from(held) * f64::from(owned) / f64::from(costs.batch),
@@ -32,6 +32,12 @@ pub(super) fn moves(costs: &Costs, mode: FillMode, stages: &[StageChoice], train
 
 /// Seconds until all is where it belongs: every device sends one entry after another, and receives so.
 pub(super) fn seconds(costs: &Costs, moves: &[(usize, usize, f64)]) -> f64 {
+    let (busiest, latency) = busiest(costs, moves);
+    latency + busiest
+}
+
+/// Seconds of the busiest sender or receiver, and the longest latency.
+pub(super) fn busiest(costs: &Costs, moves: &[(usize, usize, f64)]) -> (f64, f64) {
     let mut busy: Vec<(usize, bool, f64)> = Vec::new();
     let mut latency = 0.0f64;
     for &(from, to, bytes) in moves {
@@ -44,5 +50,5 @@ pub(super) fn seconds(costs: &Costs, moves: &[(usize, usize, f64)]) -> f64 {
             }
         }
     }
-    latency + busy.into_iter().map(|(_, _, seconds)| seconds).fold(0.0, f64::max)
+    (busy.into_iter().map(|(_, _, seconds)| seconds).fold(0.0, f64::max), latency)
 }

@@ -50,7 +50,7 @@ pub(super) fn search(costs: &Costs) -> Result<Found, NoPlan> {
     }
     let modes = modes(costs);
     let singles = singles(costs);
-    let reference = reference(costs, &singles);
+    let reference = reference(costs, &singles).filter(|_| !costs.stores);
     if reference.is_none() && !feasible::is_possible(costs, modes, &trains, || orders(costs, &pool(costs, true))) {
         return Err(NoPlan);
     }
@@ -89,6 +89,9 @@ pub(super) fn is_possible(costs: &Costs) -> bool {
 
 /// How the cache may be filled.
 pub(super) fn modes(costs: &Costs) -> &'static [FillMode] {
+    if costs.stores {
+        return &[FillMode::ForwardOnly];
+    }
     match costs.options.fill {
         FillWish::Hybrid => &[FillMode::Hybrid],
         FillWish::ForwardOnly => &[FillMode::ForwardOnly],

@@ -2,6 +2,7 @@
 
 use super::costs::{Costs, JOB_SECONDS};
 use super::shares::shares;
+use super::storage::{self, Kept};
 use std::collections::BTreeSet;
 
 /// All subsets of so many devices are compared (255 of them).
@@ -19,6 +20,15 @@ pub(super) struct TrainChoice {
     pub seconds: f64,
     /// Part of it that is AllReduce.
     pub reduce_seconds: f64,
+    /// Who keeps which slots' entries, if not everybody its own.
+    pub stores: Vec<Kept>,
+}
+
+impl TrainChoice {
+    /// Who keeps the entries of how many slots, in the order of slots.
+    pub fn keepers(&self) -> Vec<(usize, u32)> {
+        if self.stores.is_empty() { self.members.clone() } else { self.stores.iter().map(|(d, slots)| (*d, slots.end - slots.start)).collect() }
+    }
 }
 
 /// Sets of devices, the fastest step first. With `use_all_nodes` only the set of all, if it can be.
@@ -43,7 +53,12 @@ pub(super) fn train_choice(costs: &Costs, set: &[usize]) -> Option<TrainChoice> 
     let members: Vec<_> = set.iter().copied().zip(slots).collect();
     let slowest = members.iter().map(|&(d, slots)| costs.train_seconds(d, f64::from(slots))).fold(0.0, f64::max);
     let reduce_seconds = costs.all_reduce(set.iter().copied(), costs.adapter_parameters(0, costs.layers()));
-    Some(TrainChoice { members, seconds: slowest + reduce_seconds, reduce_seconds })
+    let choice = TrainChoice { members, seconds: slowest + reduce_seconds, reduce_seconds, stores: Vec::new() };
+    if !costs.stores {
+        return Some(choice);
+    }
+    let choice = TrainChoice { stores: storage::assign(costs, &choice.members)?, ..choice };
+    Some(TrainChoice { seconds: storage::step_seconds(costs, &choice, slowest), ..choice })
 }
 
 fn subsets(costs: &Costs, able: &[usize]) -> Vec<TrainChoice> {

@@ -25,10 +25,14 @@ impl Worker {
         let spec = &assignment.spec;
         let backbone_layers = part.as_ref().filter(|_| assignment.needs_backbone).map(|p| p.layers.start as usize..p.layers.end as usize);
         let trains = train_slots.is_some();
+        // Who only keeps entries for others needs nothing of the model, and no tokens.
+        let computes = part.is_some() || trains || assignment.plan.stores.is_empty();
+        let without_layers = Parts { head: computes, ..Parts::head_only() };
         let frozen = part.as_ref().filter(|_| assignment.needs_backbone);
-        self.open_model(spec, |config| wanted(config, frozen, trains), progress).await?;
+        let parts = |config: &ModelConfig| if frozen.is_some() { wanted(config, frozen, trains) } else { without_layers.clone() };
+        self.open_model(spec, parts, progress).await?;
         self.check_cancelled(cancelled_before)?;
-        let samples = self.fetch_samples(spec).await?;
+        let samples = if computes { self.fetch_samples(spec).await? } else { Vec::new() };
         self.open_cache(spec).await?;
         self.check_cancelled(cancelled_before)?;
 
@@ -44,7 +48,7 @@ impl Worker {
         let mut runtime = StageRuntime::new(&self.device, config.clone(), layers, Rc::clone(&self.hook), Rc::new(|| platform::now_millis() / 1_000.0));
         let parts = match &backbone_layers {
             Some(layers) => Parts::stage(&config, layers.clone()),
-            None => Parts::head_only(),
+            None => without_layers.clone(),
         };
         let backbone_bytes = {
             let mut store = model.weights.borrow_mut();

@@ -13,7 +13,7 @@ use barycenter_protocol::plan::StageMember;
 const MOST_BLOBS: usize = 200;
 
 impl World {
-    /// Each layer and slot of the plan in force has an owner who is there; no device is above its memory budget. Looks at
+    /// Each layer and slot of the plan in force, and each slot's cache entries, have an owner who is there; no device is above its memory budget. Looks at
     /// what the last event may have changed.
     pub(super) fn check(&mut self) {
         if std::mem::take(&mut self.plan_is_unchecked) {
@@ -36,9 +36,10 @@ impl World {
         }
         assert_eq!(next, spec.layers, "each layer has an owner");
         check_slots(&plan.train, spec.batch);
+        check_slots(plan.keepers(), spec.batch);
         let at_work: Vec<_> = match self.phase {
-            Some(PhaseKind::Fill | PhaseKind::Refill) => plan.stages.iter().flat_map(|s| &s.members).map(|m| m.node).collect(),
-            Some(PhaseKind::Train) => plan.train.iter().map(|m| m.node).collect(),
+            Some(PhaseKind::Fill | PhaseKind::Refill) => plan.stages.iter().flat_map(|s| &s.members).chain(&plan.stores).map(|m| m.node).collect(),
+            Some(PhaseKind::Train) => plan.train.iter().chain(&plan.stores).map(|m| m.node).collect(),
             _ => Vec::new(),
         };
         for node in at_work {
