@@ -285,9 +285,13 @@ impl<P> Network<P> {
                 }
                 for port in [(from, true), (to, false)] {
                     let Some(state) = self.ports.get_mut(&port) else { continue };
-                    for (which, _) in state.uses.extract_if(.., |_, message| (message.0, message.1) == (from, to)) {
-                        state.share.cancel(now, which);
-                    }
+                    state.uses.retain(|which, message| {
+                        let is_gone = (message.0, message.1) == (from, to);
+                        if is_gone {
+                            state.share.cancel(now, *which);
+                        }
+                        !is_gone
+                    });
                     self.call_for_port(port);
                 }
             }
