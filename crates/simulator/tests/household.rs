@@ -414,6 +414,24 @@ fn a_device_that_the_run_was_started_without_stays_out_when_it_comes_again() {
     }
 }
 
+#[test]
+fn a_start_does_not_wait_for_links_of_a_device_that_is_left_out() {
+    let first_plan = |without: bool| {
+        let mut world = household(34, vec![laptop(), laptop(), laptop()], 1);
+        for other in [0, 1] {
+            world.at(0, Act::Cut(2, other));
+        }
+        world.run_to(900 * MILLI);
+        world.start.plan.without = world.node_of(2).filter(|_| without).into_iter().collect();
+        world.run_until(LIMIT, |w| !w.plans().is_empty());
+        world.plans()[0].0
+    };
+    let (without, with) = (first_plan(true), first_plan(false));
+    assert!(without < 2 * SECOND, "{without} µs");
+    // a device that may take part is waited for, as its links could come up yet
+    assert!(with > without + 5 * SECOND, "{with} µs and {without} µs");
+}
+
 /// Two nodes on one core: what encrypts and acknowledges their bytes keeps them from computing.
 #[test]
 fn links_take_processor_time_of_the_computer_that_nodes_share() {

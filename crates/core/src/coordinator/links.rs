@@ -61,9 +61,9 @@ impl Links {
         self.0.retain(|(a, b), _| *a != node && *b != node);
     }
 
-    /// Whether every link among all joined nodes is up.
-    pub fn all_up(&self) -> bool {
-        self.0.values().all(|l| l.up == [true; 2])
+    /// Whether every link among those of the joined nodes of which this is true is up.
+    pub fn all_up(&self, takes_part: impl Fn(NodeId) -> bool) -> bool {
+        self.0.iter().all(|((a, b), link)| link.up == [true; 2] || !takes_part(*a) || !takes_part(*b))
     }
 
     /// Links to dial again now.

@@ -318,6 +318,11 @@ impl Run {
         }
     }
 
+    /// Whether a plan may count on a node: nobody has left it out, and it is not about to leave.
+    pub(super) fn takes_part(&self, now: Micros, node: NodeId) -> bool {
+        !self.is_left_out(now, node) && !self.leaving.contains(node) && !self.start.plan.without.contains(&node)
+    }
+
     fn is_left_out(&self, now: Micros, node: NodeId) -> bool {
         self.excluded.get(&node).is_some_and(|e| e.holds(now))
     }
@@ -510,7 +515,7 @@ impl Run {
             return;
         }
         let since = *since.get_or_insert(ctx.now);
-        let linked = ctx.swarm.links.all_up() || ctx.now >= since + ctx.patience.links;
+        let linked = ctx.now >= since + ctx.patience.links || ctx.swarm.links.all_up(|n| self.takes_part(ctx.now, n));
         let ready = match self.fresh {
             Fresh::Start => linked,
             Fresh::Restored { nodes: before } => linked && (nodes >= before || ctx.now >= since + ctx.patience.restore),
@@ -543,8 +548,7 @@ impl Run {
 
     /// What is known of the devices that may take part and are linked with one another.
     fn linked(&self, ctx: &Context) -> Measurements {
-        let takes_part = |n: NodeId| !self.is_left_out(ctx.now, n) && !self.leaving.contains(n) && !self.start.plan.without.contains(&n);
-        linked_subset(&ctx.swarm.measurements(takes_part))
+        linked_subset(&ctx.swarm.measurements(|n| self.takes_part(ctx.now, n)))
     }
 
     fn prepare(&mut self, ctx: &mut Context, plan: Plan, considered: BTreeSet<NodeId>) {

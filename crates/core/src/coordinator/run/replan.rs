@@ -118,7 +118,7 @@ impl Run {
         if !self.leaving.is_empty() {
             return; // there will be another plan anyway
         }
-        let has_newcomers = !self.newcomers(ctx).is_empty() && ctx.swarm.links.all_up();
+        let has_newcomers = !self.newcomers(ctx).is_empty() && ctx.swarm.links.all_up(|n| self.takes_part(ctx.now, n));
         let is_ready = match &self.rehearsal {
             Some(rehearsal) if !rehearsal.pending.is_empty() => return,
             rehearsal => rehearsal.is_some(),
