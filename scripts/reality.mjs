@@ -69,7 +69,7 @@ async function main() {
       const file = path.join(options.keep ?? scratch, `measured-${count}-${round}.json`);
       writeFileSync(file, JSON.stringify({
         model: path.join(root, "assets/demo"), train: path.join(root, "assets/demo/train.jsonl"), held_out: path.join(root, "assets/demo/heldout.jsonl"),
-        batch: demo.batch, epochs, reduction: demo.reduction, seed: demo.seed, min_stages: Math.min(2, count), cores: cpus().length, alone, pair, ...(rateIsShaped && { port: mbit * 1e6 / 8 }),
+        batch: demo.batch, epochs, reduction: demo.reduction, seed: demo.seed, gradients: run.plan.gradients, min_stages: Math.min(2, count), cores: cpus().length, alone, pair, ...(rateIsShaped && { port: mbit * 1e6 / 8 }),
         nodes: ids.map((id) => nodes.find((node) => node.node === id)).map((node) => ({ name: node.name, gflops: node.gflops })),
         measured,
         links: links.map((link) => ({ a: ids.indexOf(link.a), b: ids.indexOf(link.b), round_trip_millis: link.round_trip_millis, bytes_per_second: link.bytes_per_second })),

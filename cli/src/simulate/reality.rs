@@ -9,7 +9,7 @@ use barycenter_core::coordinator::RunProgress;
 use barycenter_core::io::{Micros, SECOND};
 use barycenter_model::dataset::{DataFormat, TooLong, read_rows, tokenise};
 use barycenter_model::{ModelConfig, TextTokenizer};
-use barycenter_protocol::control::SampleSize;
+use barycenter_protocol::control::{GradientType, SampleSize};
 use barycenter_protocol::plan::{LayerCost, ModelCost};
 use barycenter_server::{DEFAULT_CACHE, DEFAULT_TAP_EVERY};
 use barycenter_simulator::{Act, DeviceSpec, House, Job, LinkSpec, LinkWork, Speed, World, job, report};
@@ -24,6 +24,8 @@ const UPDATE_FLOPS: f64 = 20.0;
 const JOBS_CACHED: f64 = 3.0;
 /// Forward, backward, norm, update.
 const JOBS_FILL: f64 = 4.0;
+/// Within the computer, where nothing is shaped.
+const UNSHAPED_BYTES_PER_SECOND: f64 = 1e9;
 const LIMIT: Micros = 24 * 3600 * SECOND;
 
 #[derive(Deserialize)]
@@ -35,9 +37,11 @@ struct Measured {
     epochs: u32,
     reduction: u32,
     seed: u64,
+    /// As the plan of the run said.
+    gradients: GradientType,
     min_stages: u32,
     cores: f64,
-    /// What the network lets every node send and receive, bytes per second; absent where nothing limits it.
+    /// What all of a node's links together may send, and receive, bytes per second; absent where nothing limits them.
     port: Option<f64>,
     alone: Alone,
     /// What the links of a pair took.
@@ -101,6 +105,7 @@ pub fn run(path: &Path) -> Result<ExitCode> {
         seed: measured.seed,
     };
     let mut start = job.start_with_sizes("demo", cost, sizes);
+    start.spec.gradients = measured.gradients;
     start.wait_for_nodes = measured.nodes.len() as u32;
     let mut world = World::new(measured.seed, start, house(&measured, speed));
     for device in 0..measured.nodes.len() {
@@ -121,7 +126,9 @@ fn house(measured: &Measured, speed: Speed) -> House {
     let all = (0..devices.len()).collect();
     // weights and checkpoints come from the same computer
     let mut house = House::with_link(devices, link(0.2, 1e8));
-    house.network.links = measured.links.iter().map(|l| ((l.a.min(l.b), l.a.max(l.b)), link(l.round_trip_millis, l.bytes_per_second))).collect();
+    // A probe says less than the shaper's own figure: several at once share it, and one alone begins with a burst.
+    let rate = |l: &LinkMeasured| if measured.port.is_some() { UNSHAPED_BYTES_PER_SECOND } else { l.bytes_per_second };
+    house.network.links = measured.links.iter().map(|l| ((l.a.min(l.b), l.a.max(l.b)), link(l.round_trip_millis, rate(l)))).collect();
     house.network.ports = measured.port.into_iter().flat_map(|rate| (0..measured.nodes.len()).map(move |node| (node, rate))).collect();
     house.computers = vec![(measured.cores, all)];
     house

@@ -200,7 +200,7 @@ impl Engine {
                 for (k, v) in &p.gradient {
                     counts[(k.0 % of) as usize].insert(*k, *v);
                 }
-                let bytes = 4 * costs.adapter_parameters(p.adapter.layers.iter().copied()) / u64::from(of);
+                let bytes = p.assignment.spec.gradients.wire_bytes(costs.adapter_parameters(p.adapter.layers.iter().copied())) / u64::from(of);
                 JobResult::GradientRead { shards: counts.into_iter().zip(0..).map(|(counts, index)| self.put(Data { blob: Blob::Shard { key, index, of, counts }, bytes })).collect() }
             }
             Job::SumShard { key, inputs } => {
