@@ -6,7 +6,7 @@ use barycenter_core::coordinator::{RunProgress, RunStart};
 use barycenter_core::cost::cache_bytes;
 use barycenter_core::household::Household;
 use barycenter_core::io::{Micros, SECOND};
-use barycenter_core::planner::{FillWish, PlanOptions};
+use barycenter_core::planner::{FillWish, PlanOptions, plan};
 use barycenter_protocol::RunId;
 use barycenter_protocol::api::RunState;
 use barycenter_protocol::control::{CacheType, RunSpec, SampleSize, tapped};
@@ -131,6 +131,12 @@ pub enum SimulateError {
 /// The household with its devices coming and going as its file says, and the run started when those of the start are there.
 pub fn world(household: &Household, mut start: RunStart, seed: u64) -> World {
     let at = |seconds: f64| (seconds * SECOND as f64) as Micros;
+    // As the server does: the plan for the devices of the start says how gradients travel in this run.
+    let here = household.measurements_of(|index| household.devices[index].joins_at_seconds == 0.0);
+    let open = PlanOptions { gradients: None, ..start.plan.clone() };
+    if let Ok(plan) = plan(&start.cost, &here, start.spec.batch, &open) {
+        start.spec.gradients = plan.gradients;
+    }
     start.wait_for_nodes = household.devices.iter().filter(|d| d.joins_at_seconds == 0.0).count().max(1) as u32;
     let mut world = World::new(seed, start, House::from(household));
     for (index, device) in household.devices.iter().enumerate() {
