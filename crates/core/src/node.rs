@@ -137,8 +137,7 @@ impl Setup {
 
     /// Who keeps a sample's cache entries in the train phase, where the plan says so; else whoever trains on it.
     fn keeper(&self, sample: SampleId) -> NodeId {
-        let slot = self.order.slot_of(sample);
-        self.assignment.plan.stores.iter().find(|m| m.slots.contains(&slot)).map_or(self.id, |m| m.node)
+        self.assignment.plan.keeper_for_others(self.order.slot_of(sample)).unwrap_or(self.id)
     }
 
     /// Whether this node keeps a sample's entries for another one, who may ask for them.
@@ -372,10 +371,7 @@ impl Node {
                     let waited = active.idle_since.take().map_or(0, |since| now.saturating_sub(since));
                     active.wait_seconds += waited as f64 / SECOND as f64;
                     active.waiting = None;
-                    let id = JobId(self.next_job);
-                    active.job = Some(id);
-                    (active.is_beside, active.job_began) = (false, now);
-                    self.run(job);
+                    self.work(now, job, false);
                 }
                 Next::Wait(peers) => {
                     match &mut active.waiting {
@@ -400,16 +396,21 @@ impl Node {
             }
         }
     }
-}
 
-impl Node {
+    /// Runs a job of the generation.
+    fn work(&mut self, now: Micros, job: Job, is_beside: bool) {
+        let id = self.run(job);
+        if let Some(active) = &mut self.active {
+            (active.job, active.is_beside, active.job_began) = (Some(id), is_beside, now);
+        }
+    }
+
     /// Runs a job of the takeover, if there is one to do.
     fn work_beside(&mut self, now: Micros) -> bool {
         let Some(active) = self.active.as_mut().filter(|a| !matches!(a.doing, Doing::Stuck)) else { return false };
         let Active { takeover: Some(takeover), setup, inbox, .. } = active else { return false };
         let Some(job) = takeover.next(setup, inbox, &mut self.out, self.paused) else { return false };
-        (active.job, active.is_beside, active.job_began) = (Some(JobId(self.next_job)), true, now);
-        self.run(job);
+        self.work(now, job, true);
         true
     }
 }

@@ -22,8 +22,6 @@ use std::rc::Rc;
 const TICK_MILLIS: u32 = 1_000;
 /// Whoever leaves waits this long for the others to take over its part; somewhat longer than the server lets it wait.
 const HAND_OVER_MILLIS: u32 = 65_000;
-/// The first version of a server that lets a node hand its part over.
-const HAND_OVER_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };
 /// A farewell is given this long to reach the server.
 const FAREWELL_MILLIS: u32 = 300;
 
@@ -71,7 +69,7 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
     loop {
         select_biased! {
             () = leave.select_next_some() => match &stay {
-                Some(stay) if gives_up.is_terminated() && stay.server >= HAND_OVER_SINCE => {
+                Some(stay) if gives_up.is_terminated() && stay.server >= ProtocolVersion::HANDS_OVER => {
                     session.signalling.send(FromNode::Leaving);
                     gives_up = platform::sleep(HAND_OVER_MILLIS).boxed_local().fuse();
                     session.shell.say(NodeEvent::Leaving);

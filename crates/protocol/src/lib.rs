@@ -30,6 +30,9 @@ pub struct ProtocolVersion {
 }
 
 impl ProtocolVersion {
+    /// The first in which a node that leaves hands its part over.
+    pub const HANDS_OVER: Self = Self { major: 1, minor: 2 };
+
     /// Whether two ends can talk.
     pub fn is_compatible_with(self, other: Self) -> bool {
         self.major == other.major

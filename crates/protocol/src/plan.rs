@@ -228,4 +228,9 @@ impl Plan {
     pub fn keepers(&self) -> &[StageMember] {
         if self.stores.is_empty() { &self.train } else { &self.stores }
     }
+
+    /// Who keeps the cache entries of a slot's samples, where [`Plan::stores`] says so.
+    pub fn keeper_for_others(&self, slot: u32) -> Option<NodeId> {
+        self.stores.iter().find(|m| m.slots.contains(&slot)).map(|m| m.node)
+    }
 }

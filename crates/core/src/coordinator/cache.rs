@@ -50,14 +50,19 @@ pub(super) fn note(held: &mut Held, sample: SampleId, taps: &Range<u32>) {
     }
 }
 
-/// Samples of which some tap is held by none of these nodes.
-pub(super) fn missing<'a>(spec: &RunSpec, nodes: impl Iterator<Item = &'a Held>) -> Vec<SampleId> {
-    let mut union = vec![0u128; samples(spec) as usize];
+/// What these nodes hold together.
+pub(super) fn union<'a>(spec: &RunSpec, nodes: impl Iterator<Item = &'a Held>) -> Held {
+    let mut union = vec![0; samples(spec) as usize];
     for held in nodes {
         union.iter_mut().zip(held).for_each(|(u, h)| *u |= h);
     }
+    union
+}
+
+/// Samples of which some tap is held by none of these nodes.
+pub(super) fn missing<'a>(spec: &RunSpec, nodes: impl Iterator<Item = &'a Held>) -> Vec<SampleId> {
     let all = all_taps(spec);
-    union.iter().enumerate().filter(|(_, taps)| **taps != all).map(|(i, _)| SampleId(i as u32)).collect()
+    union(spec, nodes).iter().enumerate().filter(|(_, taps)| **taps != all).map(|(i, _)| SampleId(i as u32)).collect()
 }
 
 /// What each node sends, and the number of entries each receives, so that who keeps a sample's entries has all its taps.
@@ -97,8 +102,7 @@ pub(super) fn transfers(spec: &RunSpec, plan: &Plan, order: &SampleOrder, nodes:
 pub(super) fn deliveries(spec: &RunSpec, plan: &Plan, order: &SampleOrder, samples: &[SampleId]) -> BTreeMap<NodeId, u64> {
     let mut expected: BTreeMap<NodeId, u64> = plan.stores.iter().map(|m| (m.node, 0)).collect();
     for (at, sample) in (0u32..).zip(samples) {
-        let slot = order.slot_of(*sample);
-        let Some(keeper) = plan.stores.iter().find(|m| m.slots.contains(&slot)).map(|m| m.node) else { continue };
+        let Some(keeper) = plan.keeper_for_others(order.slot_of(*sample)) else { continue };
         for stage in &plan.stages {
             let computes = |m: &StageMember| m.slots.contains(&(at % spec.batch.max(1)));
             if stage.members.iter().any(|m| computes(m) && m.node != keeper) {

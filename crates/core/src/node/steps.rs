@@ -51,7 +51,7 @@ pub(super) struct Steps {
 impl Steps {
     pub fn new(setup: &Setup, way: Way, epoch: u32, step: u32, last_epoch: u32) -> Self {
         let mut steps = Self { way, order: setup.order.epoch(epoch), epoch, step, last_epoch, stop: None, state: State::Ready, stream: Stream::default() };
-        if way == Way::Train {
+        if way == Way::Train && !setup.assignment.plan.stores.is_empty() {
             let held_out = held_out_samples(setup);
             let held_out = held_out.chunks(held_out_at_once(setup)).map(<[_]>::to_vec);
             steps.stream = Stream::new((step..steps.order.steps()).map(|step| steps.my_samples(setup, step)).chain(held_out));

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 /// Mini-batches whose entries are asked for.
 const AHEAD: usize = 2;
 
-/// What one epoch will read, in order.
+/// What one epoch will read, in order; empty where everybody keeps its own entries.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     /// Samples of the step at work and of those after it; held-out ones at the end.

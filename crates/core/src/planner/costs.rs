@@ -48,6 +48,7 @@ pub(super) struct Transfer {
 }
 
 /// Everything the search asks, with sums over layers prepared.
+#[derive(Clone)]
 pub(super) struct Costs<'a> {
     pub model: &'a ModelCost,
     pub devices: &'a [DeviceProfile],
@@ -83,17 +84,17 @@ impl<'a> Costs<'a> {
 
     /// The same with gradients that travel in another way.
     pub fn with_gradients(&self, gradients: GradientType) -> Self {
-        Self { model: self.model, devices: self.devices, options: self.options, batch: self.batch, gradients, stores: self.stores, prefix: self.prefix.clone(), links: self.links.clone() }
+        Self { gradients, ..self.clone() }
     }
 
     /// The same where devices may keep entries for others.
     pub fn with_stores(&self) -> Self {
-        Self { stores: true, ..self.with_gradients(self.gradients) }
+        Self { stores: true, ..self.clone() }
     }
 
     /// The same with other budgets of the same devices.
     pub fn with_devices<'b>(&'b self, devices: &'b [DeviceProfile]) -> Costs<'b> {
-        Costs { model: self.model, devices, options: self.options, batch: self.batch, gradients: self.gradients, stores: self.stores, prefix: self.prefix.clone(), links: self.links.clone() }
+        Costs { devices, ..self.clone() }
     }
 
     pub fn layers(&self) -> usize {

@@ -22,8 +22,6 @@ use barycenter_protocol::plan::Plan;
 use barycenter_protocol::{NodeId, ProtocolVersion};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The first version whose nodes stop before a step and take over beside their work.
-const SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 2 };
 /// By then a message has reached every node.
 const NOTICE_SECONDS: f64 = 0.5;
 
@@ -92,7 +90,7 @@ impl Run {
         }
         let name = ctx.swarm.name(node);
         self.leaving.until.insert(node, ctx.now + ctx.patience.prepare);
-        let knows = |n: &NodeId| ctx.swarm.members.get(n).is_none_or(|m| m.version >= SINCE);
+        let knows = |n: &NodeId| ctx.swarm.members.get(n).is_none_or(|m| m.version >= ProtocolVersion::HANDS_OVER);
         if self.paused || !self.is_of_use(node) || !self.participants.iter().all(knows) {
             return self.release(ctx, node);
         }
@@ -124,11 +122,7 @@ impl Run {
     }
 
     fn union_of<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>) -> cache::Held {
-        let mut union = vec![0; cache::samples(&self.start.spec) as usize];
-        for held in nodes.filter_map(|n| self.holdings.get(n)) {
-            union.iter_mut().zip(held).for_each(|(u, h)| *u |= h);
-        }
-        union
+        cache::union(&self.start.spec, nodes.filter_map(|n| self.holdings.get(n)))
     }
 
     // ---- beside the steps ----
