@@ -46,21 +46,44 @@ pub(crate) enum Effect<P> {
     Work(End, f64, Message),
 }
 
+/// Something that users share while they need it: the air of a cell, one direction of a port.
 #[derive(Debug)]
-struct Cell {
+struct Medium<T> {
     bytes_per_second: f64,
-    air: Shared,
-    uses: BTreeMap<Use, (End, End)>,
+    share: Shared,
+    users: BTreeMap<Use, T>,
     called_at: Option<Micros>,
 }
 
-/// One direction of a port.
-#[derive(Debug)]
-struct PortState {
-    bytes_per_second: f64,
-    share: Shared,
-    uses: BTreeMap<Use, Message>,
-    called_at: Option<Micros>,
+impl<T> Medium<T> {
+    fn new(bytes_per_second: f64) -> Self {
+        Self { bytes_per_second, share: Shared::new(1.0), users: BTreeMap::new(), called_at: None }
+    }
+
+    /// Somebody needs it alone for so many seconds, or longer with others.
+    fn start(&mut self, now: Micros, seconds: f64, user: T) -> Use {
+        let which = self.share.start(now, seconds);
+        self.users.insert(which, user);
+        which
+    }
+
+    fn cancel(&mut self, now: Micros, which: Use) {
+        self.share.cancel(now, which);
+        self.users.remove(&which);
+    }
+
+    /// Who is done by now, in the order in which they were.
+    fn done(&mut self, now: Micros) -> Vec<T> {
+        self.called_at = None;
+        self.share.finished(now).into_iter().filter_map(|which| self.users.remove(&which)).collect()
+    }
+
+    /// When to look at it, unless that is known already.
+    fn call(&mut self) -> Option<Micros> {
+        let at = self.share.next_end().filter(|at| self.called_at != Some(*at))?;
+        self.called_at = Some(at);
+        Some(at)
+    }
 }
 
 /// A message on its way.
@@ -91,8 +114,9 @@ pub(crate) struct Network<P> {
     default_link: LinkSpec,
     links: BTreeMap<(End, End), LinkSpec>,
     cell_of: BTreeMap<End, usize>,
-    cells: Vec<Cell>,
-    ports: BTreeMap<Port, PortState>,
+    /// Their users are directions of links.
+    cells: Vec<Medium<(End, End)>>,
+    ports: BTreeMap<Port, Medium<Message>>,
     /// By device.
     work: Vec<LinkWork>,
     flows: BTreeMap<(End, End), Flow<P>>,
@@ -102,14 +126,18 @@ pub(crate) struct Network<P> {
     pub effects: VecDeque<Effect<P>>,
 }
 
+/// The ports that a message passes, if they are limited.
+fn ports_of(from: End, to: End) -> [Port; 2] {
+    [(from, true), (to, false)]
+}
+
 impl<P> Network<P> {
     /// `work`: what links take from the computers of the devices.
     pub fn new(spec: &NetworkSpec, work: Vec<LinkWork>) -> Self {
-        let cells: Vec<_> = spec.cells.iter().map(|c| Cell { bytes_per_second: c.bytes_per_second, air: Shared::new(1.0), uses: BTreeMap::new(), called_at: None }).collect();
+        let cells = spec.cells.iter().map(|c| Medium::new(c.bytes_per_second)).collect();
         let cell_of = spec.cells.iter().enumerate().flat_map(|(i, c)| c.devices.iter().map(move |d| (*d, i))).collect();
         let links = spec.links.iter().map(|(&(a, b), link)| ((a.min(b), a.max(b)), *link)).collect();
-        let port = |bytes_per_second| PortState { bytes_per_second, share: Shared::new(1.0), uses: BTreeMap::new(), called_at: None };
-        let ports = spec.ports.iter().flat_map(|(&device, &rate)| [true, false].map(|sends| ((device, sends), port(rate)))).collect();
+        let ports = spec.ports.iter().flat_map(|(&device, &rate)| [true, false].map(|sends| ((device, sends), Medium::new(rate)))).collect();
         Self { default_link: spec.default_link, links, cell_of, cells, ports, work, flows: BTreeMap::new(), messages: 0, arrivals: BTreeMap::new(), effects: VecDeque::new() }
     }
 
@@ -121,7 +149,7 @@ impl<P> Network<P> {
     /// Bytes per second that a measurement of an otherwise quiet link finds.
     pub fn quiet_bytes_per_second(&self, a: End, b: End) -> f64 {
         let air: f64 = self.hops(a, b, 1.0).iter().map(|hop| hop.1).sum();
-        let ports = [(a, true), (b, false)].into_iter().filter_map(|port| self.ports.get(&port)).map(|port| 1.0 / port.bytes_per_second);
+        let ports = ports_of(a, b).into_iter().filter_map(|port| self.ports.get(&port)).map(|port| 1.0 / port.bytes_per_second);
         1.0 / ports.fold(air.max(1.0 / self.link(a, b).bytes_per_second), f64::max)
     }
 
@@ -170,15 +198,14 @@ impl<P> Network<P> {
         let at_ends: Vec<_> = at_ends.into_iter().filter_map(|(end, per_byte)| Some((end, per_byte.filter(|s| *s > 0.0)? * bytes as f64))).collect();
         if let Some(flow) = self.flows.get_mut(&(from, to)) {
             flow.number = number;
-            let ports = [(from, true), (to, false)].iter().filter(|port| self.ports.contains_key(port)).count();
+            let ports = ports_of(from, to).iter().filter(|port| self.ports.contains_key(port)).count();
             flow.current = Some(Current { parcel, hops, place: None, rest, parts: (1 + at_ends.len() + ports) as u32 });
         }
         self.effects.push_back(Effect::Sending(from, true));
         self.effects.extend(at_ends.into_iter().map(|(end, seconds)| Effect::Work(end, seconds, (from, to, number))));
-        for port in [(from, true), (to, false)] {
-            if let Some(state) = self.ports.get_mut(&port) {
-                let which = state.share.start(now, bytes as f64 / state.bytes_per_second);
-                state.uses.insert(which, (from, to, number));
+        for port in ports_of(from, to) {
+            if let Some(medium) = self.ports.get_mut(&port) {
+                medium.start(now, bytes as f64 / medium.bytes_per_second, (from, to, number));
                 self.call_for_port(port);
             }
         }
@@ -192,9 +219,8 @@ impl<P> Network<P> {
         let Some(current) = &mut flow.current else { return };
         match current.hops.pop_front() {
             Some((cell, seconds)) => {
-                let which = self.cells[cell].air.start(now, seconds);
+                let which = self.cells[cell].start(now, seconds, (from, to));
                 current.place = Some((cell, which));
-                self.cells[cell].uses.insert(which, (from, to));
                 self.call_for(cell);
             }
             None => {
@@ -206,38 +232,25 @@ impl<P> Network<P> {
     }
 
     fn call_for(&mut self, cell: usize) {
-        let at = self.cells[cell].air.next_end();
-        if at.is_some() && self.cells[cell].called_at != at {
-            self.cells[cell].called_at = at;
-            self.effects.extend(at.map(|at| Effect::CallAt(at, Timer::Cell(cell))));
-        }
+        self.effects.extend(self.cells[cell].call().map(|at| Effect::CallAt(at, Timer::Cell(cell))));
     }
 
     /// Time to look at a cell.
     pub fn cell_due(&mut self, now: Micros, cell: usize) {
-        self.cells[cell].called_at = None;
-        for which in self.cells[cell].air.finished(now) {
-            if let Some((from, to)) = self.cells[cell].uses.remove(&which) {
-                self.next_hop(now, from, to);
-            }
+        for (from, to) in self.cells[cell].done(now) {
+            self.next_hop(now, from, to);
         }
         self.call_for(cell);
     }
 
     fn call_for_port(&mut self, port: Port) {
-        let Some(state) = self.ports.get_mut(&port) else { return };
-        let at = state.share.next_end();
-        if at.is_some() && state.called_at != at {
-            state.called_at = at;
-            self.effects.extend(at.map(|at| Effect::CallAt(at, Timer::Port(port))));
-        }
+        let at = self.ports.get_mut(&port).and_then(Medium::call);
+        self.effects.extend(at.map(|at| Effect::CallAt(at, Timer::Port(port))));
     }
 
     /// Time to look at a port.
     pub fn port_due(&mut self, now: Micros, port: Port, random: &mut Pcg64) {
-        let Some(state) = self.ports.get_mut(&port) else { return };
-        state.called_at = None;
-        let done: Vec<_> = state.share.finished(now).into_iter().filter_map(|which| state.uses.remove(&which)).collect();
+        let done = self.ports.get_mut(&port).map_or_else(Vec::new, |medium| medium.done(now));
         self.call_for_port(port);
         for message in done {
             self.part_done(now, message, random);
@@ -279,19 +292,13 @@ impl<P> Network<P> {
             if let Some(Current { place, .. }) = self.flows.remove(&(from, to)).and_then(|f| f.current) {
                 self.effects.push_back(Effect::Sending(from, false));
                 if let Some((cell, which)) = place {
-                    self.cells[cell].air.cancel(now, which);
-                    self.cells[cell].uses.remove(&which);
+                    self.cells[cell].cancel(now, which);
                     self.call_for(cell);
                 }
-                for port in [(from, true), (to, false)] {
-                    let Some(state) = self.ports.get_mut(&port) else { continue };
-                    state.uses.retain(|which, message| {
-                        let is_gone = (message.0, message.1) == (from, to);
-                        if is_gone {
-                            state.share.cancel(now, *which);
-                        }
-                        !is_gone
-                    });
+                for port in ports_of(from, to) {
+                    let Some(medium) = self.ports.get_mut(&port) else { continue };
+                    let gone = medium.users.iter().find(|(_, message)| (message.0, message.1) == (from, to)).map(|(which, _)| *which);
+                    gone.into_iter().for_each(|which| medium.cancel(now, which));
                     self.call_for_port(port);
                 }
             }
