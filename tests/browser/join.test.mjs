@@ -18,6 +18,16 @@ before(async () => {
 });
 after(() => harness.close());
 
+/** A page "Leaves" and a native node that train together. */
+async function besideNative(name) {
+  const dataset = await household.uploadRows(64);
+  const native = await household.joinNative(name);
+  const { page, context } = await household.joinPage(browser, 'Leaves', phone);
+  const run = await household.startRun(dataset, { epochs: 400, exact_match_rows: 0 });
+  await household.untilRun(run, 'both train', ({ phase, plan }) => phase === 'train' && plan.train.length === 2);
+  return { native, page, context, run };
+}
+
 test('a phone joins by the address of the code, says what it does, and leaves', async () => {
   const { page, problems } = await harness.page(browser, phone);
   await page.goto(household.joinUrl('My phone', { auto: false }));
@@ -70,11 +80,7 @@ test('a page without any secret says what to do', async () => {
 });
 
 test('a page that leaves a run at work hands its part over', async () => {
-  const dataset = await household.uploadRows(64);
-  const native = await household.joinNative('Stays');
-  const { page, context } = await household.joinPage(browser, 'Leaves', phone);
-  const run = await household.startRun(dataset, { epochs: 400, exact_match_rows: 0 });
-  await household.untilRun(run, 'both train', ({ phase, plan }) => phase === 'train' && plan.train.length === 2);
+  const { native, page, context, run } = await besideNative('Stays');
   await page.getByTestId('leave').click();
   await page.getByTestId('over').waitFor({ timeout: 60_000 });
   await household.untilRun(run, 'the other goes on alone', ({ plan }) => plan.train.length === 1);
@@ -88,11 +94,7 @@ test('a page that leaves a run at work hands its part over', async () => {
 });
 
 test('a page that hands its part over may leave at once', async () => {
-  const dataset = await household.uploadRows(64);
-  const native = await household.joinNative('Stands still');
-  const { page, context } = await household.joinPage(browser, 'Leaves', phone);
-  const run = await household.startRun(dataset, { epochs: 400, exact_match_rows: 0 });
-  await household.untilRun(run, 'both train', ({ phase, plan }) => phase === 'train' && plan.train.length === 2);
+  const { native, page, context, run } = await besideNative('Stands still');
   native.signal('SIGSTOP');
   await page.getByTestId('leave').click();
   await page.getByTestId('leave-now').waitFor();

@@ -26,13 +26,22 @@ function assertWhole(run) {
 }
 
 const done = ({ info }) => info.state === 'done';
+const filling = ['the fill epoch is on its way', ({ losses }) => losses.length >= 5];
+const training = ['a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1];
 
-test('a node killed while the cache fills is missed, and the others finish', async () => {
+/** A household of the nodes A and B that train the demo and are so far. */
+async function pairAtWork(options, what, isSoFar) {
   const household = await Household.start(harness);
   const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
+  guests = [a, b];
+  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 12, exact_match_rows: 0, ...options });
+  await household.untilRun(run, what, isSoFar);
+  return { household, a, b, run };
+}
+
+test('a node killed while the cache fills is missed, and the others finish', async () => {
+  const { household, a, b, run } = await pairAtWork({ epochs: 3 }, ...filling);
   guests = [a];
-  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 3, exact_match_rows: 0 });
-  await household.untilRun(run, 'the fill epoch is on its way', ({ losses }) => losses.length >= 5);
   const killed = Date.now();
   b.kill();
   await until('B is missed', async () => (await household.snapshot()).nodes.every((node) => node.name !== 'B'), 5_000);
@@ -41,11 +50,8 @@ test('a node killed while the cache fills is missed, and the others finish', asy
 });
 
 test('a node killed while training from the cache costs no sample', async () => {
-  const household = await Household.start(harness);
-  const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
+  const { household, a, b, run } = await pairAtWork({}, ...training);
   guests = [a];
-  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 12, exact_match_rows: 0 });
-  await household.untilRun(run, 'a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1);
   b.kill();
   const whole = await household.untilRun(run, 'the run ends', done);
   assertWhole(whole);
@@ -54,11 +60,7 @@ test('a node killed while training from the cache costs no sample', async () => 
 
 for (const [phase, epoch, signal] of [['fill', 0, 'SIGINT'], ['train', 1, 'SIGTERM']]) {
   test(`a node that leaves in the ${phase} phase hands its part over, and nothing is done again`, async () => {
-    const household = await Household.start(harness);
-    const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
-    guests = [a, b];
-    const run = await household.startRun('demo-home', { model: 'demo', batch: 8, epochs: 12, exact_match_rows: 0 });
-    await household.untilRun(run, 'its phase is on its way', (now) => now.phase === phase && now.epoch >= epoch && now.losses.length >= 5);
+    const { household, b, run } = await pairAtWork({ batch: 8 }, 'its phase is on its way', (now) => now.phase === phase && now.epoch >= epoch && now.losses.length >= 5);
     const asked = Date.now();
     b.signal(signal);
     await b.says(/leaving: the others take over first/);
@@ -77,11 +79,8 @@ for (const [phase, epoch, signal] of [['fill', 0, 'SIGINT'], ['train', 1, 'SIGTE
 }
 
 test('a node that is asked to leave a second time waits for nobody', async () => {
-  const household = await Household.start(harness);
-  const [a, b] = [await household.joinNative('A'), await household.joinNative('B')];
+  const { a, b } = await pairAtWork({ batch: 8 }, ...filling);
   guests = [b];
-  const run = await household.startRun('demo-home', { model: 'demo', batch: 8, epochs: 12, exact_match_rows: 0 });
-  await household.untilRun(run, 'the fill epoch is on its way', ({ losses }) => losses.length >= 5);
   a.signal('SIGSTOP'); // nobody can take over
   b.signal('SIGINT');
   await b.says(/leaving: the others take over first/);
@@ -95,10 +94,7 @@ test('a node that is asked to leave a second time waits for nobody', async () =>
 });
 
 test('a restarted server resumes the run where it was, and the nodes come back by themselves', async () => {
-  const household = await Household.start(harness);
-  guests = [await household.joinNative('A'), await household.joinNative('B')];
-  const run = await household.startRun('demo-home', { model: 'demo', batch: 16, epochs: 12, exact_match_rows: 0 });
-  await household.untilRun(run, 'a cached epoch is on its way', ({ epoch, phase }) => phase === 'train' && epoch >= 1);
+  const { household, run } = await pairAtWork({}, ...training);
   await household.server.kill();
   await household.serve();
   const whole = await household.untilRun(run, 'the run ends', done);

@@ -166,9 +166,26 @@ function FlowLine({ from, to, flow, labelled }: { from: Dot; to: Dot; flow: Flow
   );
 }
 
+/** Parts of a mini-batch in their order: how many of its samples each device has. */
+function Samples({ members, of, tone, nodes, plan }: { members: Plan['train']; of: number; tone: string; nodes: NodeView[]; plan: Plan }): JSX.Element {
+  return (
+    <dd class={members.length > 4 ? 'strip many' : 'strip'}>
+      {members.map(({ node, slots }) => (
+        <span key={slots.start} class={`strip-part ${tone}`} style={{ flexGrow: slots.end - slots.start }}>
+          <b>
+            {slots.end - slots.start}/{of}
+          </b>{' '}
+          {nameOf(node, nodes, plan)}
+        </span>
+      ))}
+    </dd>
+  );
+}
+
 /** Which layers and which share of each mini-batch lie where. */
 function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element {
   const slots = plan.train.reduce((sum, member) => sum + member.slots.end - member.slots.start, 0);
+  const stores = plan.stores ?? [];
   return (
     <dl class="shares">
       <div>
@@ -184,30 +201,12 @@ function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element
       </div>
       <div>
         <dt>Samples per step while training</dt>
-        <dd class={plan.train.length > 4 ? 'strip many' : 'strip'}>
-          {plan.train.filter((m) => m.slots.end > m.slots.start).map((member) => (
-            <span key={member.node} class="strip-part warm" style={{ flexGrow: member.slots.end - member.slots.start }}>
-              <b>
-                {member.slots.end - member.slots.start}/{slots}
-              </b>{' '}
-              {nameOf(member.node, nodes, plan)}
-            </span>
-          ))}
-        </dd>
+        <Samples members={plan.train.filter((m) => m.slots.end > m.slots.start)} of={slots} tone="warm" nodes={nodes} plan={plan} />
       </div>
-      {(plan.stores ?? []).length > 0 && (
+      {stores.length > 0 && (
         <div>
           <dt>Whose storage keeps their cache entries</dt>
-          <dd class={(plan.stores ?? []).length > 4 ? 'strip many' : 'strip'}>
-            {(plan.stores ?? []).map((kept) => (
-              <span key={kept.slots.start} class="strip-part" style={{ flexGrow: kept.slots.end - kept.slots.start }}>
-                <b>
-                  {kept.slots.end - kept.slots.start}/{slots}
-                </b>{' '}
-                {nameOf(kept.node, nodes, plan)}
-              </span>
-            ))}
-          </dd>
+          <Samples members={stores} of={slots} tone="" nodes={nodes} plan={plan} />
         </div>
       )}
     </dl>
