@@ -183,6 +183,7 @@ fn sensitivity_text() -> String {
         ("3 micro-batches", Assumptions { pipeline_micro_batches: 3, ..standard }),
         ("4 micro-batches", Assumptions { pipeline_micro_batches: 4, ..standard }),
         ("6 micro-batches", Assumptions { pipeline_micro_batches: 6, ..standard }),
+        ("whole micro-batches only", Assumptions { whole_micro_batches: true, ..standard }),
         ("AllReduce hides nothing", Assumptions { hidden_reduce_share: 0.0, ..standard }),
         ("decoder layer 1/6 as slow", Assumptions { decoder_layer_seconds: 1.0 / 6.0, ..standard }),
         ("cache read at 50 MB/s", Assumptions { storage_bytes_per_second: 50e6, ..standard }),

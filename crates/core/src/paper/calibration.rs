@@ -34,6 +34,8 @@ pub struct Assumptions {
     pub hidden_reduce_share: f64,
     /// [`DECODER_LAYER_SECONDS`].
     pub decoder_layer_seconds: f64,
+    /// A stage uses its memory for whole micro-batches only; else also for a part of another one.
+    pub whole_micro_batches: bool,
     /// [`STORAGE_BYTES_PER_SECOND`].
     pub storage_bytes_per_second: f64,
 }
@@ -44,6 +46,7 @@ impl Default for Assumptions {
             pipeline_micro_batches: PIPELINE_MICRO_BATCHES,
             hidden_reduce_share: HIDDEN_REDUCE_SHARE,
             decoder_layer_seconds: DECODER_LAYER_SECONDS,
+            whole_micro_batches: false,
             storage_bytes_per_second: STORAGE_BYTES_PER_SECOND,
         }
     }

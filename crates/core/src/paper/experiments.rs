@@ -61,6 +61,7 @@ pub fn testbed(model: Model, technique: Technique, devices: usize, assumptions: 
         boundary_bytes: boundary_bytes(model, technique),
         network: network(assumptions),
         frozen_backbone: technique == Technique::ParallelAdapters,
+        whole_micro_batches: assumptions.whole_micro_batches,
     }
 }
 

@@ -69,6 +69,8 @@ pub struct Problem {
     pub network: Network,
     /// An AllReduce may run beside the next forward too: a frozen backbone does not wait for adapters.
     pub frozen_backbone: bool,
+    /// Memory for a part of another micro-batch is left unused.
+    pub whole_micro_batches: bool,
 }
 
 /// Contiguous layers held by a group of contiguous devices.
@@ -228,7 +230,7 @@ impl Problem {
             let room = if one > none { (budget - none) / (one - none) } else { f64::INFINITY };
             let room = room.min((count - i) as f64);
             limit = limit.min((room + TIE) as usize);
-            (limit > 0).then_some(if room >= (limit + 1) as f64 { limit as f64 } else { room })
+            (limit > 0).then_some(if self.whole_micro_batches || room >= (limit + 1) as f64 { limit as f64 } else { room })
         });
         held.collect()
     }

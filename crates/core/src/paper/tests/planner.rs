@@ -26,6 +26,7 @@ fn problem(seed: u64) -> Problem {
         boundary_bytes: (1e6, 1e5),
         network: Network { bytes_per_second: 1e8, hidden_share: 0.0 },
         frozen_backbone: false,
+        whole_micro_batches: false,
     }
 }
 
@@ -122,6 +123,7 @@ fn equal_devices_and_layers_are_split_evenly() {
         boundary_bytes: (0.0, 0.0),
         network: Network { bytes_per_second: 1e8, hidden_share: 0.0 },
         frozen_backbone: false,
+        whole_micro_batches: false,
     };
     // twelve layers do not fit on one device; of the stagings in two stages, all equally fast, the lowest peak is even
     let plan = problem.plan(4.0, 1..=4, |stages| if stages == 1 { 1 } else { 2 }).expect("two stages fit");
