@@ -1,6 +1,7 @@
 //! The HTTP surface: which path does what, and who may.
 
 mod data;
+mod leftover;
 mod node;
 mod relay;
 mod run;
@@ -81,6 +82,7 @@ pub fn router(app: Arc<App>, pages: Pages) -> Router {
         .route("/api/invite", get(async |State(app): AppState| Json(app.invite.clone())))
         .route("/api/{*path}", axum::routing::any(async || Refusal::missing("there is no such call: the page or program is of another version than the server, reload it")))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn(leftover::read))
         .layer(middleware::from_fn_with_state(app.clone(), require_token))
         .with_state(app);
     let web = Router::new()

@@ -368,6 +368,23 @@ async fn checkpoints_are_checked_and_never_half() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_arrives_also_where_the_body_was_not_read() {
+    let house = house_with_data().await;
+    let _device = Device::join(&house.client, "desktop").await;
+    assert!(house.client.post("/api/runs", &request()).await.status().is_success());
+    let large = || vec![0; 8 << 20];
+    for _ in 0..20 {
+        // too large, of an epoch that there is not, and of a run that there is not
+        let (status, sentence) = refusal(upload_part(&house.client, 1, (0, 5), 1, large()).await).await;
+        assert!(status == StatusCode::PAYLOAD_TOO_LARGE && sentence.contains("larger than"), "{status} {sentence}");
+        let (status, sentence) = refusal(upload_part(&house.client, 1, (77, 5), 1, large()).await).await;
+        assert!(status == StatusCode::BAD_REQUEST && sentence.contains("no epoch 77"), "{status} {sentence}");
+        let response = house.client.request(Method::PUT, "/api/runs/99/checkpoint/1/0/5/1").body(large()).send().await;
+        assert_eq!(refusal(response.expect("an answer")).await.0, StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_run_is_refused_before_anything_starts() {
     let house = house_with_data().await;
     let _device = Device::join(&house.client, "desktop").await;
