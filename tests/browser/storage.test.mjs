@@ -24,13 +24,13 @@ async function runWith(offers, times = 1) {
   await until('all are linked', async () => (await household.snapshot()).links.length === (count * (count - 1)) / 2);
   let run;
   for (let i = 0; i < times; i++) run = await household.untilRun(await household.startRun('demo-home', wishes), 'the run ends', done);
-  return { run, snapshot: await household.snapshot() };
+  return { household, run, snapshot: await household.snapshot() };
 }
 
 test('a run whose cache fits on nobody who trains goes on with entries that another device keeps, and has the same losses', async () => {
   const small = { storage: 4 };
   await assert.rejects(runWith({ A: small, B: small }), /the cache of this run takes 10 MB, and the devices offer storage/);
-  const { run, snapshot } = await runWith({ A: small, B: small, NAS: { memory: 2, storage: 1000 } });
+  const { household, run, snapshot } = await runWith({ A: small, B: small, NAS: { memory: 2, storage: 1000 } });
   const nas = snapshot.nodes.find((node) => node.name === 'NAS');
   assert.ok(run.plan.stores.some((kept) => kept.node === nas.node), JSON.stringify(run.plan));
   assert.ok([...run.plan.train, ...run.plan.stages.flatMap((stage) => stage.members)].every((member) => member.node !== nas.node), 'it computes nothing');
@@ -41,6 +41,11 @@ test('a run whose cache fits on nobody who trains goes on with entries that anot
   const sent = nas.counters.links.reduce((sum, link) => sum + link.cache_bytes, 0);
   // Counters come each second: the last epoch may be missing.
   assert.ok(sent >= nas.counters.cache_bytes, `it sent ${sent} bytes`);
+
+  // While others train, the dashboard says what it does for them.
+  const again = await household.startRun('demo-home', { ...wishes, epochs: 200 });
+  await until('it is seen to keep entries', async () => (await household.snapshot()).nodes.find((node) => node.name === 'NAS').activity === 'keeps cache entries for the others');
+  await household.api(`/api/runs/${again.run}/stop`, { method: 'POST' });
 
   // The first run may train while it fills the cache; the second one trains every epoch from it, as above.
   const { run: alone } = await runWith({ A: {} }, 2);

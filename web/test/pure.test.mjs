@@ -289,3 +289,10 @@ test('a_device_that_only_keeps_cache_entries_has_a_part_in_the_plan', () => {
   assert.equal(story.comparison({ plan: { ...plan, single_device_fill_step_seconds: 0, fill_step_seconds: 1 } }), '', 'it is not one device that does it all');
   assert.equal(story.plannedDevices({ ...plan, stores: [] }, [])[0].keep, '');
 });
+
+test('a_device_without_layers_or_share_rests_unless_it_keeps_entries_for_others', () => {
+  const resting = (stores) => join.surroundingsOf({ nodes: [node(3)], run: run({ plan: { ...plan, stores } }) }, 3).resting;
+  assert.equal(resting(undefined), true);
+  assert.equal(resting([{ node: 1, slots: { start: 0, end: 8 } }]), true);
+  assert.equal(resting([{ node: 3, slots: { start: 0, end: 8 } }]), false);
+});

@@ -44,11 +44,13 @@ impl Host {
         let plan = run.and_then(|run| run.stored.plan.as_ref());
         let stage = plan.and_then(|plan| plan.stages.iter().enumerate().find(|(_, stage)| stage.members.iter().any(|m| m.node == id)));
         let slots = plan.and_then(|plan| plan.train.iter().find(|m| m.node == id)).map(|m| (m.slots.start, m.slots.end));
+        let keeps = plan.is_some_and(|plan| plan.stores.iter().any(|m| m.node == id));
         let activity = match (&node.progress, run) {
             (Some((text, _)), _) => text.clone(),
             (None, None) => "idle".into(),
             (None, Some(run)) if run.finishing => "idle".into(),
             (None, Some(run)) => match (run.phase, &stage, slots) {
+                (Some(PhaseKind::Train), _, None) | (Some(_), None, None) if keeps => "keeps cache entries for the others".into(),
                 (_, None, None) if plan.is_some_and(|plan| plan.reasons.iter().any(|reason| reason.node == id)) => "rests, the others are faster without help".into(),
                 (_, None, None) => "waits for the next epoch".into(),
                 (None, ..) => "gets ready".into(),

@@ -206,7 +206,7 @@ function Shares({ plan, nodes }: { plan: Plan; nodes: NodeView[] }): JSX.Element
       {stores.length > 0 && (
         <div>
           <dt>Whose storage keeps their cache entries</dt>
-          <Samples members={stores} of={slots} tone="" nodes={nodes} plan={plan} />
+          <Samples members={stores} of={slots} tone="stored" nodes={nodes} plan={plan} />
         </div>
       )}
     </dl>

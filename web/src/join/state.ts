@@ -105,7 +105,8 @@ export function surroundingsOf(snapshot: Snapshot | null, node: number | null): 
   const names = new Map((snapshot?.nodes ?? []).map((other) => [other.node, other.name]));
   const own = snapshot?.nodes.find((other) => other.node === node);
   const planned = snapshot?.run?.info.state === 'running' && snapshot.run.plan != null;
-  return { names, resting: planned && own !== undefined && !own.layers && !own.train_slots };
+  const keeps = (snapshot?.run?.plan?.stores ?? []).some((member) => member.node === node);
+  return { names, resting: planned && own !== undefined && !own.layers && !own.train_slots && !keeps };
 }
 
 /** What this device does now, in one sentence. */
