@@ -3,6 +3,7 @@
 //! values of one head, transposed, stay in the first-level cache, and a few queries at once meet all their keys as vectors.
 
 use super::super::simd::{self, LANES, exp, fused_kernel, kernel, lane_sum, plus};
+use super::bias::{BiasSizes, HeadBias};
 use super::{Forward, Gradients, Inputs, narrow};
 use crate::op::AttentionShape;
 use std::cell::RefCell;
@@ -14,18 +15,20 @@ const HEAD_VALUES: usize = 1 << 13;
 const QUERIES: usize = 4;
 const COLUMNS: usize = if cfg!(target_arch = "wasm32") { 8 } else { 16 };
 
-/// Whether these functions apply: no bias, short segments that lie one behind the other, enough of them for all threads.
+/// Whether these functions apply: short segments that lie one behind the other, enough of them for all threads, and of a bias
+/// a row for each of their distances.
 pub(super) fn applies(inputs: &Inputs<'_>, shape: &AttentionShape) -> bool {
-    let (mut q_end, mut k_end, mut longest) = (0, 0, 0);
+    let (mut q_end, mut k_end, mut longest, mut most) = (0, 0, 0, 0);
     for row in inputs.table.chunks_exact(4) {
         let (queries, keys) = (row[1] - row[0], row[3] - row[2]);
         if row[0] < q_end || row[2] < k_end || keys == 0 || shape.causal && keys < queries {
             return false;
         }
-        (q_end, k_end, longest) = (row[1], row[3], longest.max(keys));
+        (q_end, k_end, longest, most) = (row[1], row[3], longest.max(keys), most.max(queries));
     }
     let values = (longest as usize).next_multiple_of(LANES) * shape.head_dim as usize;
-    inputs.bias.is_none() && values <= HEAD_VALUES && inputs.table.len() >= 8 * simd::threads()
+    let has_distances = inputs.bias.is_none() || longest.max(most) <= shape.bias_zero + 1;
+    has_distances && values <= HEAD_VALUES && inputs.table.len() >= 8 * simd::threads()
 }
 
 /// Values of one thread, kept from call to call.
@@ -98,6 +101,8 @@ impl Segment {
 
 pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], shape: &AttentionShape) {
     let (heads, width) = (shape.heads as usize, shape.heads as usize * shape.head_dim as usize);
+    let bias = inputs.bias.map(|bias| HeadBias::new(bias, shape));
+    let bias = bias.as_ref();
     let outs = Parts::new(out, width, inputs.table, 0);
     let lses = Parts::new(lse, heads, inputs.table, 0);
     let rows = inputs.table.chunks_exact(4);
@@ -107,8 +112,8 @@ pub(super) fn attention(inputs: &Inputs<'_>, out: &mut [f32], lse: &mut [f32], s
         let q = &inputs.q[row[0] as usize * segment.q_stride()..];
         let (k, v) = (&inputs.k[row[2] as usize * segment.k_stride()..], &inputs.v[row[2] as usize * segment.k_stride()..]);
         SCRATCH.with_borrow_mut(|scratch| match narrow::applies(segment.head_dim) {
-            true => narrow::attend(segment, (q, k, v), out, lse, scratch),
-            false => attend(segment, q, k, v, out, lse, scratch),
+            true => narrow::attend(segment, (q, k, v), bias, out, lse, scratch),
+            false => attend(segment, (q, k, v), bias, out, lse, scratch),
         });
     });
 }
@@ -119,8 +124,16 @@ pub(super) fn attention_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<
     let kv_width = shape.kv_heads as usize * head_dim;
     let queries = Parts::new(to.dq, heads * head_dim, inputs.table, 0).zip(Parts::new(to.delta, heads, inputs.table, 0));
     let keys = Parts::new(to.dk, kv_width, inputs.table, 2).zip(Parts::new(to.dv, kv_width, inputs.table, 2));
-    let jobs: Vec<_> = inputs.table.chunks_exact(4).zip(queries).zip(keys).collect();
-    simd::for_jobs(jobs, 2 * work(shape), |((row, (dq, delta)), (dk, dv))| {
+    let bias = inputs.bias.map(|bias| HeadBias::new(bias, shape));
+    let bias = bias.as_ref();
+    // The bias' gradient of each segment; they are added in the segments' order, whichever thread is done first.
+    let sizes = BiasSizes::new(shape);
+    let part = if to.dbias.is_empty() { 0 } else { sizes.len() };
+    let mut dbiases = vec![0f32; part * inputs.table.len() / 4];
+    let mut rest = &mut dbiases[..];
+    let parts = std::iter::repeat_with(|| rest.split_off_mut(..part).expect("there is a part for each segment"));
+    let jobs: Vec<_> = inputs.table.chunks_exact(4).zip(queries).zip(keys).zip(parts).collect();
+    simd::for_jobs(jobs, 2 * work(shape), |(((row, (dq, delta)), (dk, dv)), dbias)| {
         let segment = Segment::new(row, shape);
         let (q_at, k_at) = (row[0] as usize * segment.q_stride(), row[2] as usize * segment.k_stride());
         let from = GradInputs {
@@ -130,12 +143,17 @@ pub(super) fn attention_grad(forward: &Forward<'_>, dout: &[f32], to: Gradients<
             out: &forward.out[q_at..],
             lse: &forward.lse[row[0] as usize * heads..],
             dout: &dout[q_at..],
+            bias,
         };
         SCRATCH.with_borrow_mut(|scratch| match narrow::applies(segment.head_dim) {
-            true => narrow::attend_grad(segment, from, (dq, dk, dv, delta), scratch),
-            false => attend_grad(segment, from, (dq, dk, dv, delta), scratch),
+            true => narrow::attend_grad(segment, from, (dq, dk, dv, delta), dbias, scratch),
+            false => attend_grad(segment, from, (dq, dk, dv, delta), dbias, scratch),
         });
     });
+    to.dbias.fill(0.0);
+    for part in dbiases.chunks_exact(sizes.len()) {
+        sizes.add_to(part, to.dbias);
+    }
 }
 
 /// About how many elementwise operations an attention is worth, for the decision to use threads.
@@ -180,7 +198,8 @@ impl<'a> Iterator for Parts<'a> {
 }
 
 fused_kernel! {
-    fn attend[FUSED](segment: Segment, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+    fn attend[FUSED](segment: Segment, inputs: (&[f32], &[f32], &[f32]), bias: Option<&HeadBias>, out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+        let (q, k, v) = inputs;
         let Segment { queries, keys, pad, heads, kv_heads, head_dim, .. } = segment;
         let (group, q_stride, k_stride) = (heads / kv_heads, heads * head_dim, kv_heads * head_dim);
         scratch.probs.resize(QUERIES * pad, 0.0);
@@ -196,8 +215,9 @@ fused_kernel! {
                     rows_times::<FUSED>((&q[at..], q_stride), (&scratch.keys, pad), (&mut scratch.probs, pad), (count, wide, head_dim));
                     let mut inverse = [0f32; QUERIES];
                     for (row, inverse) in inverse[..count].iter_mut().enumerate() {
-                        let scores = &mut scratch.probs[row * pad..][..wide];
-                        let (sum, log_sum) = exponentials(scores, segment.seen(first + row), segment.scale);
+                        let (scores, seen) = (&mut scratch.probs[row * pad..][..wide], segment.seen(first + row));
+                        let scale = scale_and_bias(scores, &segment, (head, first + row), bias);
+                        let (sum, log_sum) = exponentials(scores, seen, scale);
                         lse[(first + row) * heads + head] = log_sum;
                         *inverse = 1.0 / sum;
                     }
@@ -263,13 +283,15 @@ pub(super) struct GradInputs<'a> {
     pub out: &'a [f32],
     pub lse: &'a [f32],
     pub dout: &'a [f32],
+    pub bias: Option<&'a HeadBias>,
 }
 
 /// dq, dk, dv and delta of a segment, overwritten.
 pub(super) type GradOutputs<'a> = (&'a mut [f32], &'a mut [f32], &'a mut [f32], &'a mut [f32]);
 
 kernel! {
-    fn attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
+    /// `dbias` as that of [`narrow::attend_grad`].
+    fn attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, dbias: &mut [f32], scratch: &mut Scratch) {
         let Segment { queries, keys, pad, heads, kv_heads, head_dim, scale, .. } = segment;
         let (dq, dk, dv, delta) = to;
         let (group, q_stride, k_stride) = (heads / kv_heads, heads * head_dim, kv_heads * head_dim);
@@ -297,7 +319,13 @@ kernel! {
                     row_times(dout, vt, pad, ds);
                     let row_delta: f32 = dout.iter().zip(&from.out[at..at + head_dim]).map(|(a, b)| a * b).sum();
                     delta[i * heads + head] = row_delta;
-                    score_gradients(p, ds, seen.clone(), scale, from.lse[i * heads + head], row_delta);
+                    let score_scale = scale_and_bias(p, &segment, (head, i), from.bias);
+                    score_gradients(p, ds, seen.clone(), score_scale, from.lse[i * heads + head], row_delta);
+                    if let (Some(bias), false) = (from.bias, dbias.is_empty()) {
+                        let to = &mut dbias[head * bias.sizes().stride + bias.sizes().at(&segment, i, seen.start)..];
+                        to.iter_mut().zip(&ds[seen.clone()]).for_each(|(to, ds)| *to += ds);
+                    }
+                    ds.iter_mut().for_each(|ds| *ds *= scale);
                     let dq = &mut dq[at..at + head_dim];
                     row_times(&ds[..seen.end], &from.k[column..], k_stride, dq);
                 }
@@ -386,13 +414,25 @@ fn exponentials(row: &mut [f32], seen: std::ops::Range<usize>, scale: f32) -> (f
     (sum, max + sum.ln())
 }
 
-/// Scores in `p` become probabilities, d(probability) in `ds` becomes d(raw score); both 0 where not seen.
+/// Scales scores of query `i` of `head` and adds their bias, where there is one; returns what they are still to be multiplied by.
+#[inline(always)]
+fn scale_and_bias(scores: &mut [f32], segment: &Segment, (head, i): (usize, usize), bias: Option<&HeadBias>) -> f32 {
+    let Some(bias) = bias else { return segment.scale };
+    let seen = segment.seen(i);
+    let biases = &bias.head(head)[bias.sizes().at(segment, i, seen.start)..];
+    for (score, bias) in scores[seen].iter_mut().zip(biases) {
+        *score = *score * segment.scale + bias;
+    }
+    1.0
+}
+
+/// Scores in `p`, times `scale`, become probabilities, d(probability) in `ds` becomes d(scaled score); both 0 where not seen.
 #[inline(always)]
 fn score_gradients(p: &mut [f32], ds: &mut [f32], seen: std::ops::Range<usize>, scale: f32, lse: f32, delta: f32) {
     for (p, ds) in p.as_chunks_mut::<LANES>().0.iter_mut().zip(ds.as_chunks_mut::<LANES>().0) {
         for i in 0..LANES {
             p[i] = exp(p[i] * scale - lse);
-            ds[i] = p[i] * (ds[i] - delta) * scale;
+            ds[i] = p[i] * (ds[i] - delta);
         }
     }
     for row in [p, ds] {
