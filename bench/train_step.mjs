@@ -7,8 +7,9 @@
 // start from the same weights, which ours draws from a seed, and see the same tokens; before anything is timed, the losses of the
 // first steps must agree. The others are written as their users would: `train_step/tensorflow.mjs`, `train_step/jax.mjs`.
 //
-// Needs the built browser node: `cargo xtask web`. WebGPU is Chromium's software adapter where the machine has no GPU. On wasm,
-// one page is not cross-origin isolated, where everybody gets one thread, and another is, where everybody gets two.
+// Needs the built pages, and the browser node with what is called here: `cargo xtask web && cargo xtask wasm --bench`. WebGPU is
+// Chromium's software adapter where the machine has no GPU. On wasm, one page is not cross-origin isolated, where everybody gets one
+// thread, and another is, where ours and TensorFlow.js get two and jax-js takes as many as there are processors.
 
 import { build } from 'esbuild';
 import { readFile, writeFile } from 'node:fs/promises';

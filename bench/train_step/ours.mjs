@@ -7,6 +7,7 @@ export async function load(threads) {
     wasmModule: threads > 1 ? '/assets/node_threads_bg.wasm' : '/assets/node_bg.wasm',
     threads, threadsRemark: '', memoryBudgetBytes: 2 ** 30, failures: 'bench',
   });
+  if (!node.Training) throw new Error('this browser node has no training steps: build it with `cargo xtask wasm --bench`');
   const { backend: { description } } = await node.self_test('cpu');
   if (!description.endsWith(threads > 1 ? `${threads} threads` : '1 thread')) throw new Error(description);
   return node;

@@ -6,7 +6,6 @@ use barycenter_node::self_test;
 use barycenter_node::storage::MemoryStorage;
 use barycenter_protocol::control::BackendReport;
 use barycenter_transport::platform::now_millis;
-use futures::future::LocalBoxFuture;
 use serde::Serialize;
 use wasm_bindgen::prelude::{JsError, JsValue, wasm_bindgen};
 
@@ -15,9 +14,9 @@ thread_local! {
     static STORAGE: MemoryStorage = MemoryStorage::default();
 }
 
-/// Opens a back end, whose kernels are tuned at the first call of a page. (Boxed: the module holds one copy for all who await it.)
-pub(crate) fn open(choice: BackendChoice) -> LocalBoxFuture<'static, Result<Device, BackendError>> {
-    Box::pin(async move { open_device(choice, &STORAGE.with(MemoryStorage::clone)).await })
+/// Opens a back end, whose kernels are tuned at the first call of a page.
+pub(crate) async fn open(choice: BackendChoice) -> Result<Device, BackendError> {
+    open_device(choice, &STORAGE.with(MemoryStorage::clone)).await
 }
 
 /// What `self_test` answers.
