@@ -3,6 +3,7 @@
 mod bias;
 mod narrow;
 mod short;
+mod small;
 
 use super::matmul::{Matrix, strided};
 use super::simd::{self, dot, exp, kernel, largest};
