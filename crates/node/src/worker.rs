@@ -189,10 +189,11 @@ impl Worker {
             Job::WriteCache { sample, first_tap, lengths, blob } => {
                 let bytes = self.blobs.borrow().get(blob);
                 let entries = split_entries(&bytes, &lengths)?;
+                let taps = taps_of(first_tap, entries.len())?;
                 let cache = self.cache_mut()?;
                 // What is computed again after an interruption is here already: storage is for new entries.
-                if !cache.holds(sample.0, first_tap as u16..first_tap as u16 + entries.len() as u16) {
-                    cache.write(sample.0, first_tap as u16, &entries)?;
+                if !cache.holds(sample.0, taps.clone()) {
+                    cache.write(sample.0, taps.start, &entries)?;
                 }
                 JobResult::CacheWritten
             }
@@ -443,15 +444,22 @@ pub(crate) fn fetches(job: &Job) -> bool {
     matches!(job, Job::Prepare { .. } | Job::Generate(_))
 }
 
-/// Entries that came one after the other.
+/// Entries that came one after the other. Their lengths are another device's word: the sum may be more than can be addressed here.
 fn split_entries<'a>(bytes: &'a [u8], lengths: &[u32]) -> Result<Vec<&'a [u8]>, JobError> {
-    let total: usize = lengths.iter().map(|&l| l as usize).sum();
-    if bytes.len() != total {
+    let total: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
+    if bytes.len() as u64 != total {
         return Err(JobError::Other(format!("cache entries of {total} bytes were announced, {} came", bytes.len())));
     }
     let mut rest = bytes;
     let mut split = |length: &u32| { let (entry, tail) = rest.split_at(*length as usize); rest = tail; entry };
     Ok(lengths.iter().map(&mut split).collect())
+}
+
+/// The taps that so many entries are of, from the first on.
+fn taps_of(first: u32, count: usize) -> Result<Range<u16>, JobError> {
+    let end = u16::try_from(first as usize + count);
+    let end = end.map_err(|_| JobError::Other(format!("{count} cache entries from tap {first} on were announced, which no model has")))?;
+    Ok(first as u16..end)
 }
 
 /// Samples with the same contiguous taps, as ranges.
@@ -500,6 +508,17 @@ fn seconds_since(started_millis: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_are_split_as_announced_or_refused() {
+        assert_eq!(split_entries(&[1, 2, 3], &[1, 0, 2]).expect("they fit"), [&[1][..], &[], &[2, 3]]);
+        // In a browser the sum of these is 3 again, if it is taken in 32 bits.
+        for lengths in [&[1, 1][..], &[4], &[u32::MAX, 1, 3], &[u32::MAX; 7]] {
+            assert!(split_entries(&[1, 2, 3], lengths).is_err_and(|error| error.to_string().contains("3 came")), "{lengths:?}");
+        }
+        assert_eq!(taps_of(3, 4).expect("few"), 3..7);
+        assert!(taps_of(65_530, 6).is_err() && taps_of(u32::MAX, 1).is_err());
+    }
 
     #[test]
     #[allow(clippy::single_range_in_vec_init, reason = "a holding of one range is one range")]
