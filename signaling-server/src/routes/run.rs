@@ -139,6 +139,8 @@ pub async fn adapter_config(State(app): AppState, Path(id): Path<String>) -> Ans
         "gate_temperature": 0.1,
         "base_model": spec.model,
         "base_model_hash": spec.model_hash,
+        "weights": spec.weights,
+        "activations": "f32",
     });
     let disposition = [(header::CONTENT_DISPOSITION, "attachment; filename=\"adapter_config.json\"")];
     Ok((disposition, Json(config)).into_response())
