@@ -50,7 +50,7 @@ async fn prepare(app: &Arc<App>, request: RunRequest) -> Answer<(PreparedRun, Op
 
 /// `GET /api/runs`.
 pub async fn list(State(app): AppState) -> Answer<Json<Vec<RunInfo>>> {
-    Ok(Json(app.store.runs()?.into_iter().map(with_seconds).collect()))
+    blocking(move || Ok(Json(app.store.runs()?.into_iter().map(with_seconds).collect()))).await
 }
 
 /// `GET /api/runs/{id}`.
