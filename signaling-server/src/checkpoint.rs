@@ -85,7 +85,7 @@ impl Expected {
         let held: std::collections::BTreeSet<usize> =
             others.keys().filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse().ok()).collect();
         match (held.first(), held.last()) {
-            (Some(&first), Some(&last)) if last + 1 - first == count && held.len() == count && last < layers => Ok(first..last + 1),
+            (Some(&first), Some(&last)) if last < layers && last + 1 - first == count && held.len() == count => Ok(first..last + 1),
             _ => Err(format!("the checkpoint's `{kind}{GATE}` has {count} entries for {} layers: the device runs another version, reload it", held.len())),
         }
     }
@@ -275,6 +275,10 @@ mod tests {
         assert!(refuse("side.norm.weight", &[5]).contains("[5]"));
         assert!(refuse("side.gate", &[2]).contains("2 entries"));
         assert!(refuse("side.gate.7", &[1]).contains("side.gate.7"));
+        // Layers are what another device writes them to be.
+        let one = RawTensor::from_f32(&[1], &[0.0]);
+        let far = format!("side.layers.{}.mlp.up_proj.weight", usize::MAX);
+        assert!(expected.read_part(&write_safetensors([(GATE, &one), (far.as_str(), &one)], &BTreeMap::new())).unwrap_err().contains("1 entries for 1 layers"));
         assert!(expected.read_part(b"nonsense").is_err());
     }
 }

@@ -72,11 +72,8 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
     let mean_tokens = tokens as f64 / count;
     let tap_every = within("distance of the layers that are read", request.tap_every.unwrap_or(DEFAULT_TAP_EVERY.min(config.layers as u32)), 1, config.layers as u32)?;
     let cache = request.cache.unwrap_or(DEFAULT_CACHE);
-    let adapter = side::adapter_parameter_count(config, reduction, tap_every).map_err(Refusal::bad)?;
     let stored = side::model_cost(config, reduction, tap_every, model.info.bytes, mean_tokens).map_err(Refusal::bad)?;
     let cost = side::held_as(stored, config, &manifest, request.weights).map_err(|error| Refusal::bad(error.to_string()))?;
-    let parts = cost.layers.iter().chain([&cost.embedding, &cost.head]);
-    let held_bytes = parts.map(|part| part.weight_bytes).sum::<u64>() - cost.shared_bytes;
     let options = PlanOptions {
         model: model.info.name.clone(),
         min_stages: request.min_stages.unwrap_or(1).clamp(1, config.layers as u32),
@@ -118,8 +115,7 @@ pub fn prepare(request: &RunRequest, model: &Model, set: &TokenisedSet) -> Answe
         gradients: request.gradients.unwrap_or_default(),
         weights: request.weights,
     };
-    // Weights, the adapter in f32, and some room for keys, values and logits.
-    let generate_memory_bytes = (held_bytes + 4 * adapter) * 5 / 4 + 4 * u64::from(config.vocab as u32) * 64;
+    let generate_memory_bytes = side::answering_memory_bytes(&cost, config.vocab);
     Ok(PreparedRun { spec, cost, options, exact_match_rows, generate_memory_bytes, model_bytes: model.info.bytes })
 }
 

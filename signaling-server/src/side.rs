@@ -84,6 +84,14 @@ pub fn weight_bits(config: &ModelConfig, stored_bytes: u64, format: WeightFormat
     stored.min(most) as u32
 }
 
+/// Memory that answering prompts takes, bytes: the weights as they are held, the whole adapter in f32, a quarter of both for keys and
+/// values, and the logits of some tokens.
+pub fn answering_memory_bytes(cost: &ModelCost, vocab: usize) -> u64 {
+    let parts = cost.layers.iter().chain([&cost.embedding, &cost.head]);
+    let held: u64 = parts.map(|part| part.weight_bytes + 4 * part.adapter_parameters).sum();
+    held.saturating_sub(cost.shared_bytes) * 5 / 4 + 4 * vocab as u64 * 64
+}
+
 /// The costs of a model whose weights are held in this format instead of the stored one: each part takes as much less memory
 /// as its tensors do.
 pub fn held_as(mut cost: ModelCost, config: &ModelConfig, manifest: &Manifest, format: WeightFormat) -> Result<ModelCost, ModelError> {
@@ -220,6 +228,17 @@ mod tests {
             let matrices: usize = names::layer(&config, 0).iter().filter(|p| p.shape.len() > 1).map(Parameter::elements).sum();
             assert_eq!(model_cost(&config, 4, 1, 2 * count, 0.0).unwrap().layers[0].forward_flops, 2.0 * matrices as f64, "{json}");
         }
+    }
+
+    #[test]
+    fn answering_takes_the_weights_once_and_the_adapter_in_f32() {
+        let json = r#"{"model_type":"llama","hidden_size":64,"num_hidden_layers":3,"num_attention_heads":8,"num_key_value_heads":2,"head_dim":8,"intermediate_size":160,"vocab_size":320,"tie_word_embeddings":true}"#;
+        let config = ModelConfig::parse(json).unwrap();
+        let count = names::parameter_count(&config) as u64;
+        let cost = model_cost(&config, 4, 2, 2 * count, 1.0).unwrap();
+        let adapter = adapter_parameter_count(&config, 4, 2).unwrap();
+        assert_eq!(answering_memory_bytes(&cost, 0), (2 * count + 4 * adapter) * 5 / 4);
+        assert_eq!(answering_memory_bytes(&cost, 320) - answering_memory_bytes(&cost, 0), 4 * 320 * 64);
     }
 
     #[test]

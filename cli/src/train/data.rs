@@ -3,12 +3,11 @@
 use super::{Options, sentences, seq2seq};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::Sample;
-use barycenter_engine::packed::Sequence;
 use barycenter_model::dataset::{
     Chat, DataFormat, Goal, Row, Tokenised, TooLong, pack_windows, read_chats, read_rows, split_held_out, tokenise, tokenise_chats,
 };
 use crate::model::Model;
-use barycenter_model::{ChatTemplate, ModelConfig, TextTokenizer, TokenSample};
+use barycenter_model::{ChatTemplate, ModelConfig, TextTokenizer};
 use clap::ValueEnum;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -172,15 +171,14 @@ impl Data {
         tokenise: impl Fn(&[R]) -> Result<Tokenised, barycenter_model::dataset::DataError>,
         question: impl Fn(&R) -> Result<Option<Question>>,
     ) -> Result<Self> {
-        let sequence = |sample: TokenSample| Sample::from(Sequence { ids: sample.ids, labels: sample.labels });
         let mut data = Self { samples: Vec::new(), train: 0, questions: Vec::new(), goal: None };
         if !train.is_empty() {
-            data.samples.extend(tokenise(train)?.samples.into_iter().map(sequence));
+            data.samples.extend(tokenise(train)?.samples.into_iter().map(Sample::from));
         }
         data.train = data.samples.len();
         if !held_out.is_empty() {
             let tokenised = tokenise(held_out)?;
-            data.samples.extend(tokenised.samples.into_iter().map(sequence));
+            data.samples.extend(tokenised.samples.into_iter().map(Sample::from));
             for &row in &tokenised.rows {
                 data.questions.extend(question(&held_out[row])?);
             }

@@ -3,7 +3,6 @@
 use super::data::{Data, DataFile, Question, split_rows};
 use anyhow::{Context, Result};
 use barycenter_engine::Sample;
-use barycenter_engine::packed::Sequence;
 use barycenter_model::dataset::{Row, Seq2SeqSample, TooLong, read_seq2seq, tokenise_seq2seq};
 use barycenter_model::{ModelConfig, TextTokenizer};
 
@@ -35,6 +34,5 @@ pub(super) fn read(file: &DataFile, held_out: Option<&DataFile>, tokenizer: &Tex
 }
 
 fn sample(row: Seq2SeqSample) -> Sample {
-    let sequence = Sequence { ids: row.target.ids, labels: row.target.labels };
-    Sample { source: Some(row.source), ..sequence.into() }
+    Sample { source: Some(row.source), ..row.target.into() }
 }

@@ -1,6 +1,6 @@
 //! What the layers of a model cost, from its dimensions and the numbers of its parameters.
 //!
-//! Counts multiply-adds as 2 FLOP. The side network follows DESIGN §4: Down_i (width → side width), one layer of the
+//! Counts multiply-adds as 2 FLOP. The side network follows docs/METHOD.md: Down_i (width → side width), one layer of the
 //! family with hidden, head and feed-forward sizes divided by k; Down_0 belongs to the embedding, norm and Up to the head.
 
 use barycenter_protocol::control::{CacheType, tapped};

@@ -449,7 +449,7 @@ impl Active {
             Doing::Fill(steps) => (steps.next(setup, inbox, out, paused, wait_seconds), PhaseKind::Fill),
             Doing::Train(steps) => (steps.next(setup, inbox, out, paused, wait_seconds), PhaseKind::Train),
             Doing::Refill(refill) => (refill.next(setup, inbox, out, paused), PhaseKind::Refill),
-            Doing::Redistribute(redistribute) => (redistribute.next(setup, inbox, paused), PhaseKind::Redistribute),
+            Doing::Redistribute(redistribute) => (redistribute.next(setup, inbox, out, paused), PhaseKind::Redistribute),
         };
         if matches!(next, Next::Done) {
             *doing = Doing::Counting(kind);

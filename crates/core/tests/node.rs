@@ -279,6 +279,24 @@ fn entries_that_come_beside_a_step_are_stored_after_its_job() {
     assert!(out.iter().any(|o| matches!(o, NodeOutput::ToPeer { to: NodeId(1), message: PeerMessage::CacheStored { sample: SampleId(9), .. }, .. })), "{out:?}");
 }
 
+#[test]
+fn entries_of_no_sample_or_tap_of_the_run_are_not_stored() {
+    let mut bench = Bench::new();
+    bench.begin(Phase::Redistribute { sends: Vec::new(), expect: 4 });
+    let mut come = |sample: u32, first_tap: u16, count: usize| {
+        let blob = bench.blob();
+        let message = PeerMessage::CacheEntries { generation: G, sample: SampleId(sample), first_tap, lengths: vec![24; count] };
+        (blob, bench.give(NodeInput::Peer { from: NodeId(1), message, blob: Some(blob) }))
+    };
+    // There are 32 samples of 4 taps.
+    for (sample, first_tap, count) in [(32, 0, 1), (u32::MAX, 0, 1), (9, 4, 1), (9, 0, 5), (9, u16::MAX, 2)] {
+        let (blob, out) = come(sample, first_tap, count);
+        assert_eq!(out, [NodeOutput::DropBlob(blob)], "sample {sample}, {count} taps from {first_tap} on");
+    }
+    let (_, out) = come(31, 0, 4);
+    assert!(matches!(jobs(&out)[..], [(_, Job::WriteCache { sample: SampleId(31), .. })]), "{out:?}");
+}
+
 /// Node 2 trains on slots 0 .. 6 and node 1 on the others; node 2 keeps the entries of slots 0 .. 2 and 6 .. 8, node 3 the rest.
 fn storing() -> Assignment {
     let member = |n, slots| StageMember { node: NodeId(n), slots };

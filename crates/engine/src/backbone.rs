@@ -12,6 +12,8 @@ pub use positions::Rotary;
 pub use weights::{SHARD_BYTES, upload, upload_f32};
 
 use crate::EngineError;
+use crate::backend::BackendKind;
+use crate::gpu::MAX_HEAD_DIM;
 use crate::packed::{DeviceBatch, cross_attention};
 use crate::params::ParameterSet;
 use crate::tape::{AttentionContext, Tape, Var, YieldHook};
@@ -48,7 +50,7 @@ impl Backbone {
     ///
     /// # Errors
     /// If a tensor is missing, has another shape than the config says or holds what is not a number; if the config says
-    /// that the head is the embedding and the file holds another.
+    /// that the head is the embedding and the file holds another; if heads are wider than the device's kernels hold.
     pub fn load(device: &Device, config: &ModelConfig, source: &mut dyn TensorSource, parts: &Parts) -> Result<Self, EngineError> {
         names::check(config, parts, source)?;
         if parts.head && parts.embedding {
@@ -101,6 +103,7 @@ impl Backbone {
         parts: &Parts,
         words: Option<Shards>,
     ) -> Result<Self, EngineError> {
+        check_heads(device.info().kind, config)?;
         let encoder = match (&config.encoder, &words) {
             (Some(encoder), Some(words)) => {
                 let own = names::embedding(encoder);
@@ -237,6 +240,12 @@ impl Backbone {
     }
 }
 
+/// Refuses a model whose heads no kernel of the back end holds.
+fn check_heads(kind: BackendKind, config: &ModelConfig) -> Result<(), EngineError> {
+    let (head_dim, limit) = (config.head_dim, MAX_HEAD_DIM as usize);
+    if kind == BackendKind::Webgpu && head_dim > limit { Err(EngineError::HeadTooWide { head_dim, limit }) } else { Ok(()) }
+}
+
 /// Where a pass goes on that has been through the layers before.
 pub struct Start {
     /// What enters the layer, `[tokens, width]`.
@@ -255,4 +264,17 @@ pub(crate) fn self_attention(tape: &Tape, config: &ModelConfig, table: Option<&V
         context.bias = Some(bias);
     }
     context
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_wider_than_the_kernels_are_refused_where_there_are_kernels() {
+        let config = |head_dim: usize| ModelConfig::parse(&serde_json::json!({ "model_type": "llama", "head_dim": head_dim }).to_string()).expect("it is read");
+        assert!(check_heads(BackendKind::Webgpu, &config(256)).is_ok() && check_heads(BackendKind::Cpu, &config(512)).is_ok());
+        let said = check_heads(BackendKind::Webgpu, &config(512)).expect_err("too wide").to_string();
+        assert!(said.contains("512") && said.contains("256"), "{said}");
+    }
 }

@@ -1,4 +1,4 @@
-//! How a tap of one sample is stored: scaled rows, real tokens only (DESIGN §5).
+//! How a tap of one sample is stored: scaled rows, real tokens only (docs/METHOD.md).
 //!
 //! An entry holds `[tokens, width]` values, row-major, little-endian, as a [`CacheDtype`] says. The entry of the last tap is
 //! followed by ρ(b_L) of the labelled positions, f32, in the order of the labels.

@@ -1,4 +1,4 @@
-//! Parallel adapters beside all stacks of a model on one device: a chain of side layers for each stack (DESIGN §4).
+//! Parallel adapters beside all stacks of a model on one device: a chain of side layers for each stack (docs/METHOD.md).
 //!
 //! A model of one stack has one chain, `side.…`. An encoder-decoder model has two: `side.encoder.…` reads the encoder's
 //! taps; the layers of `side.decoder.…` attend to its normed end as the decoder's attend to the encoder's. Only the decoder's
@@ -131,7 +131,7 @@ impl Chains {
         self.chains.last().ok_or_else(no_chain)
     }
 
-    /// `out` (DESIGN §4) at the labelled rows of a batch, `[labelled, width]`.
+    /// `out` (docs/METHOD.md) at the labelled rows of a batch, `[labelled, width]`.
     pub async fn output(&self, tape: &Tape, taps: &Taps, batch: &DeviceBatch, hook: &YieldHook) -> Result<Var, EngineError> {
         let (side, encoder) = self.chains.split_last().ok_or_else(no_chain)?;
         let (side_taps, encoder_taps) = taps.stacks.split_last().ok_or_else(no_chain)?;

@@ -22,6 +22,14 @@ pub enum EngineError {
         /// The reduction asked for.
         reduction: usize,
     },
+    /// Attention heads wider than the WebGPU kernels hold.
+    #[error("the model's attention heads have {head_dim} columns, and on a graphics card they may have {limit}: use the CPU")]
+    HeadTooWide {
+        /// Columns of a head.
+        head_dim: usize,
+        /// At most.
+        limit: usize,
+    },
     /// A vector has another length than the parameters call for.
     #[error("{what} has {got} values, expected {expected}: it belongs to another model or adapter configuration")]
     WrongLength {

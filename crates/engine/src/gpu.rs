@@ -16,6 +16,7 @@ mod recorder;
 mod tile;
 mod tuning;
 
+pub(crate) use plan::MAX_HEAD_DIM;
 pub use tile::{Tile, Tuning};
 pub use tuning::Tunings;
 

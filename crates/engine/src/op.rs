@@ -165,13 +165,13 @@ pub enum Op {
     /// `dst[t,c] (+)= src[t,c]` for `cols` neighbouring columns of tables whose rows are `src_stride` and `dst_stride`
     /// wide (different buffers); the offsets of the slices name the first column.
     CopyColumns { src: Slice, dst: Slice, rows: u32, cols: u32, src_stride: u32, dst_stride: u32, accumulate: bool },
-    /// Tap scaling (DESIGN §4): `rho[t] = sqrt(mean_c x² + 1e-6)`, `out = x / rho`.
+    /// Tap scaling (docs/METHOD.md): `rho[t] = sqrt(mean_c x² + 1e-6)`, `out = x / rho`.
     TapScale { x: Slice, out: Slice, rho: Slice, rows: u32, cols: u32 },
     /// `out[t,c] = base[t,c] + rho[t]·u[t,c]`.
     ScaledAdd { base: Slice, rho: Slice, u: Slice, out: Slice, rows: u32, cols: u32 },
     /// `out[t,c] (+)= rho[t]·x[t,c]`.
     ScaleRows { x: Slice, rho: Slice, out: Slice, rows: u32, cols: u32, accumulate: bool },
-    /// `out = μ·a + (1 − μ)·p`, `μ = sigmoid(gate[index] / temperature)`; `gate` is a f32 vector, `index` its element.
+    /// `out = μ·a + (1 − μ)·p`, `μ = sigmoid(gate[0] / temperature)`; `gate` is one element.
     GateMix { a: Slice, p: Slice, gate: Slice, out: Slice, len: u32, temperature: f32 },
     /// `da = μ·dout`, `dp = (1 − μ)·dout` (both overwritten), `dgate[0] += Σ dout·(a − p) · μ(1 − μ) / temperature`.
     GateMixGrad { a: Slice, p: Slice, gate: Slice, dout: Slice, da: Slice, dp: Slice, dgate: Slice, len: u32, temperature: f32 },

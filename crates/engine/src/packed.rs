@@ -8,13 +8,7 @@ use barycenter_model::{HeadKind, ModelConfig};
 use std::ops::Range;
 
 /// A sequence: its tokens, and where there is a loss.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Sequence {
-    /// Token ids, at least one.
-    pub ids: Vec<u32>,
-    /// (t, class): the hidden state at t predicts the class (already shifted), t ascending.
-    pub labels: Vec<(u32, u32)>,
-}
+pub use barycenter_model::TokenSample as Sequence;
 
 /// A micro-batch in ordinary memory.
 #[derive(Clone, Debug, Default, PartialEq)]

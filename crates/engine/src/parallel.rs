@@ -61,7 +61,7 @@ impl ParallelTrainer {
     }
 
     /// Runs the frozen model over a batch; the cache entries of each sample: its taps, the encoder's first, scaled, as
-    /// `cache_dtype` says, the last one with ρ(b_L) at its labelled rows (DESIGN §5).
+    /// `cache_dtype` says, the last one with ρ(b_L) at its labelled rows (docs/METHOD.md).
     pub async fn fill(&self, batch: &MicroBatch, hook: &YieldHook) -> Result<Vec<SampleEntries>, EngineError> {
         batch.check(&self.model.config)?;
         if self.chains.layouts().last().and_then(|layout| layout.config().taps.last()) != Some(&self.model.config.layers) {

@@ -1,4 +1,4 @@
-//! Parallel adapters, version 1 (DESIGN §4): a side network of width d/k that reads the frozen backbone's outputs.
+//! Parallel adapters, version 1 (docs/METHOD.md): a side network of width d/k that reads the frozen backbone's outputs.
 //!
 //! With taps `t_0 = 0 < t_1 < … < t_n`, scaled to unit root mean square, ρ being their root mean square:
 //!

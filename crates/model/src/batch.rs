@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A sample as the engine sees it (`barycenter_engine::packed::Sequence` has the same JSON).
+/// A sample in tokens: what the server hands out as JSON, and what the engine packs into micro-batches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TokenSample {
-    /// Token ids.
+    /// Token ids, at least one.
     pub ids: Vec<u32>,
     /// What is learnt: the hidden state at `position` (first of the pair) predicts `class` (second). Already shifted by
     /// one: the class at position t is `ids[t + 1]`. Positions ascend.

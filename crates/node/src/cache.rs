@@ -28,7 +28,7 @@ impl ActivationCache {
         Ok(Self { file, index, end, budget_bytes })
     }
 
-    /// Appends the entries of one sample, taps `first_tap ..`.
+    /// Appends the entries of one sample, taps `first_tap ..`. If that fails, nothing of them is here.
     pub fn write(&mut self, sample: u32, first_tap: u16, entries: &[&[u8]]) -> Result<(), StorageError> {
         let total: usize = entries.iter().map(|e| e.len()).sum();
         let header_bytes = FIXED_HEADER_BYTES + 4 * entries.len();
@@ -44,13 +44,13 @@ impl ActivationCache {
         for entry in entries {
             record.extend_from_slice(&(entry.len() as u32).to_le_bytes());
         }
+        entries.iter().for_each(|entry| record.extend_from_slice(entry));
+        self.file.write_at(self.end, &record)?;
         let mut at = self.end + header_bytes as u64;
-        for (i, entry) in entries.iter().enumerate() {
-            record.extend_from_slice(entry);
-            self.index.insert((sample, first_tap + i as u16), (at, entry.len() as u32));
+        for (tap, entry) in (first_tap..).zip(entries) {
+            self.index.insert((sample, tap), (at, entry.len() as u32));
             at += entry.len() as u64;
         }
-        self.file.write_at(self.end, &record)?;
         self.end = at;
         Ok(())
     }
@@ -128,6 +128,9 @@ mod tests {
     use super::*;
     use crate::storage::MemoryStorage;
     use futures::executor::block_on;
+    use futures::future::LocalBoxFuture;
+    use std::cell::Cell;
+    use std::rc::Rc;
 
     #[test]
     fn entries_survive_reopening_and_later_ones_win() {
@@ -158,6 +161,60 @@ mod tests {
         assert_eq!((cache.holds(1, 0..1), cache.holds(2, 0..1), cache.len_bytes()), (true, false, whole));
         cache.write(2, 0, &[&[7; 4]]).expect("writes");
         assert_eq!(cache.read(2, 0).expect("reads"), Some(vec![7; 4]));
+    }
+
+    /// A disk that is full as soon as it is told so.
+    struct Disk(MemoryStorage, Rc<Cell<bool>>);
+
+    struct DiskFile(Box<dyn StorageFile>, Rc<Cell<bool>>);
+
+    impl Storage for Disk {
+        fn open(&self, name: &str) -> LocalBoxFuture<'_, Result<Box<dyn StorageFile>, StorageError>> {
+            let file = self.0.open(name);
+            Box::pin(async { Ok(Box::new(DiskFile(file.await?, Rc::clone(&self.1))) as Box<dyn StorageFile>) })
+        }
+
+        fn list(&self) -> LocalBoxFuture<'_, Result<Vec<(String, u64)>, StorageError>> {
+            self.0.list()
+        }
+
+        fn remove(&self, name: &str) -> LocalBoxFuture<'_, Result<(), StorageError>> {
+            self.0.remove(name)
+        }
+    }
+
+    impl StorageFile for DiskFile {
+        fn len(&self) -> Result<u64, StorageError> {
+            self.0.len()
+        }
+
+        fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
+            self.0.read_at(offset, into)
+        }
+
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+            if self.1.get() { Err(StorageError::Full("no space left".into())) } else { self.0.write_at(offset, bytes) }
+        }
+
+        fn truncate(&self, len: u64) -> Result<(), StorageError> {
+            self.0.truncate(len)
+        }
+
+        fn flush(&self) -> Result<(), StorageError> {
+            self.0.flush()
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_not_taken_for_what_is_written_in_its_place() {
+        let disk = Disk(MemoryStorage::default(), Rc::default());
+        let mut cache = block_on(ActivationCache::open(&disk, "ab", 1 << 20)).expect("opens");
+        disk.1.set(true);
+        assert!(cache.write(1, 0, &[&[1; 4], &[2; 4]]).is_err());
+        assert!(!cache.holds(1, 0..1) && cache.contents().is_empty() && cache.len_bytes() == 0);
+        disk.1.set(false);
+        cache.write(2, 0, &[&[3; 8]]).expect("writes");
+        assert_eq!((cache.read(1, 0).expect("nothing to read"), cache.read(2, 0).expect("reads")), (None, Some(vec![3; 8])));
     }
 
     #[test]

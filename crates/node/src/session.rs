@@ -114,6 +114,16 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                 Some(SignallingEvent::Refused { reason }) => return Err(NodeError::Refused(reason)),
                 None => return Err(NodeError::Refused("the connection to the server ended".into())),
             },
+            // Before the peers, who may have more to say than is read in a second: a busy node is not a silent one.
+            () = tick => {
+                tick = self::tick();
+                if let Some(stay) = &mut stay {
+                    let counters = session.counters(stay);
+                    session.signalling.send(FromNode::Alive { counters: counters.clone() });
+                    session.shell.say(NodeEvent::Counters { counters });
+                    stay.core.handle(now(), NodeInput::Tick);
+                }
+            }
             event = next_event(&mut peers).fuse() => if let Some(stay) = &mut stay {
                 session.hear_transport(stay, event);
             },
@@ -125,15 +135,6 @@ pub(crate) async fn run(config: &NodeConfig, shell: &NodeShell, device: Device, 
                 job_is_current = true;
             }
             () = drive_beside(&mut stay).fuse() => {}
-            () = tick => {
-                tick = self::tick();
-                if let Some(stay) = &mut stay {
-                    let counters = session.counters(stay);
-                    session.signalling.send(FromNode::Alive { counters: counters.clone() });
-                    session.shell.say(NodeEvent::Counters { counters });
-                    stay.core.handle(now(), NodeInput::Tick);
-                }
-            }
         }
         let Some(stay) = &mut stay else { continue };
         session.drain(stay, job_fetches && idle_worker.is_none());

@@ -68,17 +68,14 @@ impl WeightStore {
         self.end = incoming.data_at + incoming.len;
         Ok(true)
     }
-}
 
-impl WeightStore {
     /// Makes what was committed survive the process.
     pub fn flush(&self) -> Result<(), StorageError> {
         self.file.flush()
     }
-}
 
-impl WeightStore {
-    /// The weights in the format that a run holds them in: what is kept on the device stays as it came.
+    /// The weights in the format that a run holds them in: what is kept on the device stays as it came. Twin of `weight_type` in
+    /// `signaling-server/src/side.rs`, which counts what they take.
     pub fn held_as(&mut self, format: WeightFormat) -> Weights<&mut Self> {
         let weight_type = match format {
             WeightFormat::Keep => WeightType::Keep,

@@ -1,32 +1,34 @@
 //! Does the jobs the core names: one at a time, with the engine, the cache, the weights and the server.
 
+mod entries;
 mod fetch;
+mod generation;
 mod prepare;
 
-use crate::blobs::{Blobs, float_bytes, floats};
+use crate::blobs::Blobs;
 use crate::cache::ActivationCache;
 use crate::gradients;
 use crate::meter::{MemoryPhase, Meter};
 use crate::storage::{Storage, StorageError};
 use crate::NodeShell;
-use barycenter_core::io::{BlobId, Entries, Job, JobResult, LossPart, RowsIn};
+use barycenter_core::io::{BlobId, Entries, Job, JobResult, LossPart, Rows, RowsIn};
 use barycenter_engine::cache_entry::CacheDtype;
-use barycenter_engine::packed::{MicroBatch, Sequence};
 use barycenter_engine::side::{SideConfig, SideLayout, flat_from_named};
-use barycenter_engine::stage::{ForwardPass, StageInput, StageRuntime};
+use barycenter_engine::stage::{ForwardPass, StageInput};
 use barycenter_engine::tape::YieldHook;
 use barycenter_engine::{Device, EngineError, generate};
 use barycenter_model::names::Parts;
-use fetch::Model;
 use barycenter_model::{MemoryTensors, ModelError, write_safetensors};
 use barycenter_protocol::SampleId;
-use barycenter_protocol::control::{Assignment, CacheType, GenerateRequest, GradientType, Holding, RunSpec};
+use barycenter_protocol::control::{CacheType, GenerateRequest, Holding, RunSpec};
 use barycenter_protocol::peer::MicroKey;
 use barycenter_transport::{Http, HttpError, platform};
 use bytes::Bytes;
+use entries::{holdings_of, split_entries, taps_of};
+use fetch::Model;
+use generation::Generation;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 pub(crate) use fetch::Fetcher;
@@ -69,21 +71,6 @@ pub(crate) struct Worker {
     /// The cache last used, by key.
     cache: Option<(String, ActivationCache)>,
     generation: Option<Generation>,
-}
-
-/// What a generation needs.
-struct Generation {
-    assignment: Box<Assignment>,
-    samples: Vec<Sequence>,
-    runtime: StageRuntime,
-    /// Taps this node's stage produces.
-    taps: Range<u32>,
-    /// Micro-batches between forward and backward.
-    keys: HashMap<MicroKey, u64>,
-    next_key: u64,
-    phase: MemoryPhase,
-    /// Whether it takes part in the train phase.
-    trains: bool,
 }
 
 impl Worker {
@@ -189,10 +176,11 @@ impl Worker {
             Job::WriteCache { sample, first_tap, lengths, blob } => {
                 let bytes = self.blobs.borrow().get(blob);
                 let entries = split_entries(&bytes, &lengths)?;
+                let taps = taps_of(first_tap, entries.len())?;
                 let cache = self.cache_mut()?;
                 // What is computed again after an interruption is here already: storage is for new entries.
-                if !cache.holds(sample.0, first_tap as u16..first_tap as u16 + entries.len() as u16) {
-                    cache.write(sample.0, first_tap as u16, &entries)?;
+                if !cache.holds(sample.0, taps.clone()) {
+                    cache.write(sample.0, taps.start, &entries)?;
                 }
                 JobResult::CacheWritten
             }
@@ -205,13 +193,13 @@ impl Worker {
         })
     }
 
-    async fn forward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[barycenter_core::io::Rows], total_labels: u64, writes: Option<&[SampleId]>) -> Result<JobResult, JobError> {
+    async fn forward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[Rows], total_labels: u64, writes: Option<&[SampleId]>) -> Result<JobResult, JobError> {
         let blobs = Rc::clone(&self.blobs);
         let generation = self.generation.as_mut().ok_or_else(no_generation)?;
         let batch = generation.pack(samples)?;
         let (width, side_width) = (generation.width(), if key.forward_only { 0 } else { generation.runtime.side_width() });
         let input = if inputs.is_empty() { None } else {
-            let parts: Vec<(Vec<SampleId>, Bytes)> = inputs.into_iter().map(|rows| { let bytes = blobs.borrow().get(rows.blob); (rows.samples, bytes) }).collect();
+            let parts = with_bytes(&blobs.borrow(), inputs);
             let b = generation.gather(samples, &parts, width, 0)?;
             let a = if key.forward_only { None } else { Some(generation.gather(samples, &parts, side_width, width)?) };
             Some(StageInput { b, a })
@@ -244,12 +232,12 @@ impl Worker {
         Ok(JobResult::ForwardDone { entries: handed_on, outputs: pieces.into_iter().map(|bytes| self.keep(bytes)).collect(), loss, backbone_seconds: output.backbone_seconds, side_seconds: output.side_seconds })
     }
 
-    async fn backward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[barycenter_core::io::Rows]) -> Result<JobResult, JobError> {
+    async fn backward(&mut self, key: MicroKey, samples: &[SampleId], inputs: Vec<RowsIn>, outputs: &[Rows]) -> Result<JobResult, JobError> {
         let blobs = Rc::clone(&self.blobs);
         let generation = self.generation.as_mut().ok_or_else(no_generation)?;
         let width = generation.runtime.side_width();
         let gradient = if inputs.is_empty() { None } else {
-            let parts: Vec<(Vec<SampleId>, Bytes)> = inputs.into_iter().map(|rows| { let bytes = blobs.borrow().get(rows.blob); (rows.samples, bytes) }).collect();
+            let parts = with_bytes(&blobs.borrow(), inputs);
             Some(generation.gather(samples, &parts, width, 0)?)
         };
         let number = generation.keys.remove(&key).ok_or_else(|| JobError::Other("a backward pass was asked for that had no forward pass".into()))?;
@@ -375,105 +363,14 @@ impl Worker {
     }
 }
 
-impl Generation {
-    fn gradients(&self) -> GradientType {
-        self.assignment.spec.gradients
-    }
-
-    fn width(&self) -> usize {
-        self.runtime.width()
-    }
-
-    fn sample(&self, id: SampleId) -> Result<&Sequence, JobError> {
-        self.samples.get(id.0 as usize).ok_or_else(|| JobError::Other(format!("sample {id} is not in the data set")))
-    }
-
-    fn pack(&self, samples: &[SampleId]) -> Result<MicroBatch, JobError> {
-        let sequences = samples.iter().map(|&id| self.sample(id)).collect::<Result<Vec<_>, _>>()?;
-        Ok(MicroBatch::pack(sequences))
-    }
-
-    /// Rows of `samples` in their order, out of parts that each hold some of them. A part is blocks of rows one after
-    /// the other; the wanted block is `width` wide and lies behind one of `width_before` (0: it is the first).
-    fn gather(&self, samples: &[SampleId], parts: &[(Vec<SampleId>, Bytes)], width: usize, width_before: usize) -> Result<Vec<f32>, JobError> {
-        let mut found: HashMap<SampleId, Vec<f32>> = HashMap::new();
-        for (ids, bytes) in parts {
-            let values = floats(bytes).ok_or_else(|| JobError::Other("a tensor message has a length that is not a multiple of 4".into()))?;
-            let mut tokens = 0;
-            for &id in ids {
-                tokens += self.sample(id)?.ids.len();
-            }
-            let mut at = tokens * width_before;
-            for &id in ids {
-                let len = self.sample(id)?.ids.len() * width;
-                let rows = values.get(at..at + len).ok_or_else(|| JobError::Other("a tensor message is shorter than its rows: all devices must run the same version".into()))?;
-                found.insert(id, rows.to_vec());
-                at += len;
-            }
-        }
-        let mut all = Vec::new();
-        for id in samples {
-            all.extend(found.remove(id).ok_or_else(|| JobError::Other(format!("the rows of sample {id} did not come")))?);
-        }
-        Ok(all)
-    }
-
-    /// The inverse: blocks (values, width) over `samples`, cut to the rows of `wanted`, one block after the other.
-    fn split(&self, samples: &[SampleId], wanted: &[SampleId], blocks: &[(&[f32], usize)]) -> Result<Bytes, JobError> {
-        let mut starts = HashMap::new();
-        let mut tokens = 0;
-        for &id in samples {
-            let len = self.sample(id)?.ids.len();
-            starts.insert(id, (tokens, len));
-            tokens += len;
-        }
-        let mut out = Vec::new();
-        for (values, width) in blocks.iter().filter(|(values, _)| !values.is_empty()) {
-            for id in wanted {
-                let &(start, len) = starts.get(id).ok_or_else(|| JobError::Other(format!("sample {id} is not in the micro-batch")))?;
-                out.extend_from_slice(&values[start * width..(start + len) * width]);
-            }
-        }
-        Ok(float_bytes(&out))
-    }
+/// Rows with their bytes.
+fn with_bytes(blobs: &Blobs, inputs: Vec<RowsIn>) -> Vec<(Vec<SampleId>, Bytes)> {
+    inputs.into_iter().map(|rows| (rows.samples, blobs.get(rows.blob))).collect()
 }
 
 /// Whether a job may fetch weights.
 pub(crate) fn fetches(job: &Job) -> bool {
     matches!(job, Job::Prepare { .. } | Job::Generate(_))
-}
-
-/// Entries that came one after the other.
-fn split_entries<'a>(bytes: &'a [u8], lengths: &[u32]) -> Result<Vec<&'a [u8]>, JobError> {
-    let total: usize = lengths.iter().map(|&l| l as usize).sum();
-    if bytes.len() != total {
-        return Err(JobError::Other(format!("cache entries of {total} bytes were announced, {} came", bytes.len())));
-    }
-    let mut rest = bytes;
-    let mut split = |length: &u32| { let (entry, tail) = rest.split_at(*length as usize); rest = tail; entry };
-    Ok(lengths.iter().map(&mut split).collect())
-}
-
-/// Samples with the same contiguous taps, as ranges.
-fn holdings_of(contents: &[(u32, BTreeSet<u16>)]) -> Vec<Holding> {
-    let mut by_taps: BTreeMap<(u32, u32), Vec<Range<u32>>> = BTreeMap::new();
-    for (sample, taps) in contents {
-        let mut runs: Vec<Range<u32>> = Vec::new();
-        for &tap in taps {
-            match runs.last_mut() {
-                Some(run) if run.end == u32::from(tap) => run.end += 1,
-                _ => runs.push(u32::from(tap)..u32::from(tap) + 1),
-            }
-        }
-        for run in runs {
-            let ranges = by_taps.entry((run.start, run.end)).or_default();
-            match ranges.last_mut() {
-                Some(range) if range.end == *sample => range.end += 1,
-                _ => ranges.push(*sample..*sample + 1),
-            }
-        }
-    }
-    by_taps.into_iter().map(|((start, end), samples)| Holding { samples, taps: start..end }).collect()
 }
 
 /// The side network of a run.
@@ -495,23 +392,4 @@ fn no_generation() -> JobError {
 
 fn seconds_since(started_millis: f64) -> f64 {
     (platform::now_millis() - started_millis) / 1_000.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[allow(clippy::single_range_in_vec_init, reason = "a holding of one range is one range")]
-    fn holdings_join_neighbouring_samples_and_taps() {
-        let contents = vec![(0, [0, 1, 2].into()), (1, [0, 1, 2].into()), (3, [0, 1, 2].into()), (4, [1, 3].into())];
-        assert_eq!(
-            holdings_of(&contents),
-            vec![
-                Holding { samples: vec![0..2, 3..4], taps: 0..3 },
-                Holding { samples: vec![4..5], taps: 1..2 },
-                Holding { samples: vec![4..5], taps: 3..4 },
-            ]
-        );
-    }
 }

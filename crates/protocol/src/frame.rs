@@ -1,4 +1,4 @@
-//! The wire unit of a link: a 16-byte header and a chunk (DESIGN §10).
+//! The wire unit of a link: a 16-byte header and a chunk (docs/PROTOCOL.md).
 //!
 //! ```text
 //! 0..2   magic 0x4243 ("BC")     little-endian throughout
@@ -130,6 +130,21 @@ pub fn cut(kind: FrameKind, message_id: u32, parts: [&[u8]; 2], offset: usize, m
     frame
 }
 
+/// What a frame belongs to, by its header alone; `None` if that says no known kind.
+pub fn kind_of(frame: &[u8]) -> Option<FrameKind> {
+    FrameKind::try_from(*frame.get(3)?).ok()
+}
+
+/// Whether a frame holds a part of its message and not all of it, by its header alone.
+pub fn is_part(frame: &[u8]) -> bool {
+    frame.len() >= HEADER_BYTES && (word(frame, 8) != 0 || word(frame, 12) as usize != frame.len() - HEADER_BYTES)
+}
+
+/// A number of the header.
+fn word(frame: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
+}
+
 /// Puts the frames of one ordered channel together again.
 #[derive(Debug, Default)]
 pub struct Assembler {
@@ -145,7 +160,6 @@ impl Assembler {
         if frame.len() > MAX_FRAME_BYTES {
             return Err(FrameError::TooLong(frame.len()));
         }
-        let word = |at: usize| u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
         let magic = u16::from_le_bytes([frame[0], frame[1]]);
         if magic != MAGIC {
             return Err(FrameError::BadMagic(magic));
@@ -155,7 +169,7 @@ impl Assembler {
             return Err(FrameError::Version { theirs: frame[2], ours });
         }
         let kind = FrameKind::try_from(frame[3])?;
-        let (message, offset, total) = (word(4), word(8), word(12));
+        let (message, offset, total) = (word(frame, 4), word(frame, 8), word(frame, 12));
         if total as usize > MAX_MESSAGE_BYTES {
             return Err(FrameError::MessageTooLong(total));
         }
@@ -214,6 +228,14 @@ mod tests {
         assert!(matches!(with(8, &8u32.to_le_bytes()), FrameError::BadChunk { .. }));
         assert_eq!(Assembler::default().push(&[1, 2]), Err(FrameError::TooShort(2)));
         assert_eq!(Assembler::default().push(&vec![0; MAX_FRAME_BYTES + 1]), Err(FrameError::TooLong(MAX_FRAME_BYTES + 1)));
+    }
+
+    #[test]
+    fn kind_and_wholeness_are_read_from_the_header() {
+        let frames: Vec<_> = chunk(FrameKind::Tensor, 5, &[1; 100], 64).collect();
+        assert!(frames.len() > 1 && frames.iter().all(|frame| is_part(frame) && kind_of(frame) == Some(FrameKind::Tensor)));
+        assert!(chunk(FrameKind::Hello, 5, &[1; 40], 64).all(|frame| !is_part(&frame) && kind_of(&frame) == Some(FrameKind::Hello)));
+        assert!(!is_part(&[0; HEADER_BYTES - 1]) && kind_of(&[0; 3]).is_none() && kind_of(&[9; 4]).is_none());
     }
 
     proptest! {

@@ -3,7 +3,15 @@
 //! ```text
 //! connecting ── both channels open, both greetings good ──► measuring ── round trip, one probe each way ──► up
 //! ```
-//! Any surprise ends the link with a sentence. The same code runs over every [`Connection`].
+//! Any surprise ends the link with a sentence. The same code runs over every [`Connection`]. What is measured is in
+//! `link/measuring.rs`, what waits to be sent in `link/queue.rs`.
+
+mod measuring;
+mod queue;
+mod signal;
+
+pub(crate) use queue::Outgoing;
+pub(crate) use signal::Signal;
 
 use crate::connection::{Connection, ConnectionEvent, ConnectionEvents, Description, DescriptionKind, Plane};
 use crate::platform::{self, now_millis};
@@ -12,30 +20,21 @@ use crate::sdp;
 use crate::transport::{Envelope, TransportConfig, TransportEvent};
 use barycenter_protocol::auth::equal_in_constant_time;
 use barycenter_protocol::control::LinkCounters;
-use barycenter_protocol::frame::{self, Assembler, FrameKind, HEADER_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Message};
-use barycenter_protocol::peer::{Hello, PeerMessage, TrafficKind};
+use barycenter_protocol::frame::{self, Assembler, FrameKind, MAX_FRAME_BYTES, Message};
+use barycenter_protocol::peer::{Hello, PeerMessage};
 use barycenter_protocol::{NodeId, PROTOCOL_VERSION};
 use bytes::Bytes;
-use futures::channel::{mpsc, oneshot};
+use futures::channel::mpsc;
 use futures::future::{Fuse, FusedFuture, FutureExt};
 use futures::{StreamExt, select};
-use serde::{Deserialize, Serialize};
+use measuring::{Ask, Measuring, PROBE_BYTES, PROBE_FRAME_BYTES};
+use queue::Queue;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 
-/// Round trips measured before a link is up; the shortest counts.
-const PINGS: u32 = 4;
-/// Enough to leave the slow start of SCTP behind, little enough for a phone on Wi-Fi (about 20 ms).
-const PROBE_BYTES: usize = 256 * 1024;
-/// Small frames, so that the time from first to last says something.
-const PROBE_FRAME_BYTES: usize = 16 * 1024;
-/// A probe that took so long met one lost packet at the start of SCTP, which costs a second, or a slow link; another one
-/// tells. Longer than that it is a slow link for sure.
-const STALLED_PROBE_MILLIS: std::ops::Range<f64> = 500.0..3_000.0;
-/// At most so many.
-const MAX_PROBES: u32 = 3;
+/// A greeting and its header fit into one frame of this size.
+const MIN_FRAME_BYTES: usize = 128;
 /// A refused connection stays open for so long, so that the other end gets our greeting and can say why it ends too.
 const LINGER_MILLIS: u32 = 300;
 /// Until the other end shows that it has our greeting, it is repeated so often: a channel may be open at one end a moment
@@ -47,47 +46,6 @@ const MAX_LOOKS: u32 = 20;
 const NO_DIRECT_CONNECTION: &str = "no direct connection came about: both devices must be in one network, without a firewall or the Wi-Fi's client isolation between them";
 /// After so many events in one go the other tasks of this thread get their turn.
 const EVENTS_PER_TURN: u32 = 64;
-
-/// What travels through the server, as JSON.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub(crate) enum Signal {
-    /// The node with the higher id wants a link: please offer.
-    Wanted {
-        /// Through the server.
-        #[serde(default)]
-        relayed: bool,
-    },
-    Offer {
-        /// The offerer's number of this attempt; what belongs to it carries it.
-        attempt: u32,
-        sdp: String,
-    },
-    Answer {
-        attempt: u32,
-        sdp: String,
-    },
-    Candidate {
-        attempt: u32,
-        candidate: String,
-    },
-    /// As `Offer`, for a link through the server.
-    RelayOffer {
-        attempt: u32,
-        /// X25519, see [`crate::relay`].
-        key: String,
-    },
-    RelayAnswer {
-        attempt: u32,
-        key: String,
-    },
-}
-
-impl Signal {
-    pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("strings and numbers have a JSON form")
-    }
-}
 
 /// What the transport tells a link.
 pub(crate) enum Command {
@@ -132,35 +90,6 @@ pub(crate) struct LinkContext {
     pub is_up: Rc<Cell<bool>>,
     pub counters: Rc<RefCell<LinkCounters>>,
     pub events: mpsc::UnboundedSender<Envelope>,
-}
-
-/// A message on its way out.
-pub(crate) struct Outgoing {
-    kind: FrameKind,
-    plane: Plane,
-    traffic: TrafficKind,
-    head: Vec<u8>,
-    data: Bytes,
-    frame_bytes: usize,
-    offset: usize,
-    done: Option<oneshot::Sender<()>>,
-}
-
-impl Outgoing {
-    /// A message from above; the error is its size if that is too large.
-    pub fn new(message: &PeerMessage, data: Bytes, done: oneshot::Sender<()>) -> Result<Self, usize> {
-        let head = message.encode(&[]);
-        let len = head.len() + data.len();
-        if len > MAX_MESSAGE_BYTES {
-            return Err(len);
-        }
-        let (kind, plane) = if message.is_bulk() { (FrameKind::Tensor, Plane::Bulk) } else { (FrameKind::Control, Plane::Control) };
-        Ok(Self { kind, plane, traffic: message.traffic_kind(), head, data, frame_bytes: MAX_FRAME_BYTES, offset: 0, done: Some(done) })
-    }
-
-    fn own(kind: FrameKind, plane: Plane, head: Vec<u8>) -> Self {
-        Self { kind, plane, traffic: TrafficKind::Other, head, data: Bytes::new(), frame_bytes: MAX_FRAME_BYTES, offset: 0, done: None }
-    }
 }
 
 /// Runs a link to its end. The second value keeps the connection for as long as it should outlive the link.
@@ -210,37 +139,18 @@ struct PlaneState {
     is_open: bool,
     is_greeted: bool,
     assembler: Assembler,
-    queue: VecDeque<(u32, Outgoing)>,
-    unanswered_bytes: usize,
+    queue: Queue,
 }
 
 enum Phase {
     Connecting,
-    Measuring(Measuring),
+    /// Work that comes early waits: the other end may be up before us.
+    Measuring(Measuring, Vec<Early>),
     Up,
 }
 
-/// What was measured so far.
-#[derive(Default)]
-struct Measuring {
-    round_trips: Vec<f64>,
-    ping_sent_at: f64,
-    has_their_probe: bool,
-    /// When our latest probe was queued.
-    probe_sent_at: Option<f64>,
-    probes: u32,
-    /// Of the best probe so far.
-    best_bytes_per_second: f64,
-    bytes_per_second: Option<f64>,
-    /// The other end may be up before us.
-    early: Vec<(PeerMessage, Bytes, usize)>,
-}
-
-impl Measuring {
-    fn round_trip_millis(&self) -> Option<f64> {
-        (self.round_trips.len() as u32 >= PINGS).then(|| self.round_trips.iter().copied().fold(f64::INFINITY, f64::min))
-    }
-}
+/// Message, data, and the length of both.
+type Early = (PeerMessage, Bytes, usize);
 
 impl Link {
     fn new(context: LinkContext, connection: Box<dyn Connection>) -> Self {
@@ -323,7 +233,7 @@ impl Link {
     /// The end of a connection by itself. A direct one that was never up may be made up for by the server.
     fn unreachable(&self, reason: String) -> LinkEnd {
         match (self.context.route, &self.phase) {
-            (Route::Direct, Phase::Connecting | Phase::Measuring(_)) => LinkEnd::Unreachable(reason),
+            (Route::Direct, Phase::Connecting | Phase::Measuring(..)) => LinkEnd::Unreachable(reason),
             _ => LinkEnd::Failed(reason),
         }
     }
@@ -344,10 +254,7 @@ impl Link {
     fn on_command(&mut self, command: Command) -> Result<(), LinkEnd> {
         match command {
             Command::Signal(signal) => self.on_signal(signal),
-            Command::Send(outgoing) => {
-                self.enqueue(outgoing);
-                Ok(())
-            }
+            Command::Send(outgoing) => self.enqueue(outgoing),
             Command::End(end) => Err(end),
         }
     }
@@ -373,8 +280,8 @@ impl Link {
         if route == Route::Direct {
             self.max_frame_bytes = sdp::max_message_bytes(&sdp).min(MAX_FRAME_BYTES);
         }
-        if self.max_frame_bytes <= 2 * HEADER_BYTES {
-            return Err(format!("the other device takes messages of {} bytes only, at least 64 were expected", self.max_frame_bytes).into());
+        if self.max_frame_bytes < MIN_FRAME_BYTES {
+            return Err(format!("the other device takes messages of {} bytes only, at least {MIN_FRAME_BYTES} were expected", self.max_frame_bytes).into());
         }
         self.connection.set_remote(Description { kind, sdp });
         Ok(())
@@ -403,10 +310,7 @@ impl Link {
             ConnectionEvent::LocalCandidate(candidate) => self.signal(&Signal::Candidate { attempt: self.context.attempt.unwrap_or_default(), candidate }),
             ConnectionEvent::Open(plane) => self.on_open(plane)?,
             ConnectionEvent::Message(plane, bytes) => self.on_frame(plane, &bytes)?,
-            ConnectionEvent::Sent(plane, bytes) => {
-                let state = &mut self.planes[plane.index()];
-                state.unanswered_bytes = state.unanswered_bytes.saturating_sub(bytes);
-            }
+            ConnectionEvent::Sent(plane, bytes) => self.planes[plane.index()].queue.answered(bytes),
             ConnectionEvent::Disconnected => self.is_disconnected = true,
             ConnectionEvent::Reconnected => self.is_disconnected = false,
             ConnectionEvent::Closed(reason) => return Err(self.unreachable(reason)),
@@ -419,15 +323,13 @@ impl Link {
             return Ok(());
         }
         self.greet(plane)?;
-        self.measure_if_greeted();
-        Ok(())
+        self.measure_if_greeted()
     }
 
     fn greet(&mut self, plane: Plane) -> Result<(), LinkEnd> {
         let proof = self.proof(self.context.is_offerer)?;
         let hello = Hello { version: PROTOCOL_VERSION, node: self.context.config.node, proof };
-        self.enqueue(Outgoing::own(FrameKind::Hello, plane, hello.encode()));
-        Ok(())
+        self.enqueue(Outgoing::own(FrameKind::Hello, plane, hello.encode()))
     }
 
     /// What may have been lost while the channels opened is sent again.
@@ -439,13 +341,7 @@ impl Link {
                 }
             }
         }
-        if let Phase::Measuring(measuring) = &mut self.phase
-            && measuring.round_trips.is_empty()
-        {
-            measuring.ping_sent_at = now_millis();
-            self.send_own(&PeerMessage::Ping(0));
-        }
-        Ok(())
+        self.measure(|measuring, now| measuring.repeat(now))
     }
 
     /// What the end with the given role has to send.
@@ -462,10 +358,15 @@ impl Link {
     }
 
     fn on_frame(&mut self, plane: Plane, frame: &[u8]) -> Result<(), LinkEnd> {
-        if plane == Plane::Bulk && frame.get(3) == Some(&(FrameKind::Probe as u8)) {
+        let kind = frame::kind_of(frame);
+        if plane == Plane::Bulk && kind == Some(FrameKind::Probe) {
             self.first_probe.get_or_insert((now_millis(), frame.len()));
         }
         let state = &mut self.planes[plane.index()];
+        // Nothing is put together for an end that has not shown that it knows the secret; a greeting is one frame.
+        if let Some(kind) = kind.filter(|_| !state.is_greeted && frame::is_part(frame)) {
+            return Err(format!("the other device began with a part of a {kind:?} message, its greeting was expected: reload the page on both").into());
+        }
         let message = state.assembler.push(frame).map_err(|error| format!("the other device sent a broken frame: {error}"))?;
         let Some(message) = message else { return Ok(()) };
         let is_greeted = state.is_greeted;
@@ -474,16 +375,12 @@ impl Link {
             FrameKind::Hello => {
                 self.check_hello(&message.body)?;
                 self.planes[plane.index()].is_greeted = true;
-                self.measure_if_greeted();
-                Ok(())
+                self.measure_if_greeted()
             }
             // It has our greetings and is ahead of us; its own will be repeated, and its ping too.
             FrameKind::Control if plane == Plane::Control && matches!(PeerMessage::decode(&message.body), Ok((PeerMessage::Ping(_), _))) && !is_greeted => Ok(()),
             kind if !is_greeted => Err(format!("the other device began with a {kind:?} frame, its greeting was expected: reload the page on both").into()),
-            FrameKind::Probe => {
-                self.on_probe();
-                Ok(())
-            }
+            FrameKind::Probe => self.on_probe(),
             FrameKind::Control | FrameKind::Tensor => self.on_message(plane, message),
         }
     }
@@ -503,11 +400,13 @@ impl Link {
         Ok(())
     }
 
-    fn measure_if_greeted(&mut self) {
-        if matches!(self.phase, Phase::Connecting) && self.planes.iter().all(|plane| plane.is_open && plane.is_greeted) {
-            self.phase = Phase::Measuring(Measuring { ping_sent_at: now_millis(), ..Measuring::default() });
-            self.send_own(&PeerMessage::Ping(0));
+    fn measure_if_greeted(&mut self) -> Result<(), LinkEnd> {
+        if !matches!(self.phase, Phase::Connecting) || !self.planes.iter().all(|plane| plane.is_open && plane.is_greeted) {
+            return Ok(());
         }
+        let (measuring, ask) = Measuring::begin(self.context.is_offerer, now_millis());
+        self.phase = Phase::Measuring(measuring, Vec::new());
+        self.ask(ask)
     }
 
     fn on_message(&mut self, plane: Plane, Message { kind, body }: Message) -> Result<(), LinkEnd> {
@@ -521,9 +420,9 @@ impl Link {
         match message {
             // An answer says that both its greetings came. One of them may be lost still: it is repeated, and so is the ping.
             PeerMessage::Ping(_) if matches!(self.phase, Phase::Connecting) => {}
-            PeerMessage::Ping(number) => self.send_own(&PeerMessage::Pong(number)),
-            PeerMessage::Pong(number) => self.on_pong(number),
-            PeerMessage::ProbeResult { bytes, micros } => self.on_probe_result(bytes, micros),
+            PeerMessage::Ping(number) => self.send_own(&PeerMessage::Pong(number))?,
+            PeerMessage::Pong(number) => self.measure(|measuring, now| measuring.on_pong(number, now))?,
+            PeerMessage::ProbeResult { bytes, micros } => self.measure(|measuring, now| measuring.on_result(bytes, micros, now))?,
             message => {
                 let bytes = body.len();
                 if self.unread.get() + bytes > self.context.config.max_unread_bytes {
@@ -533,7 +432,7 @@ impl Link {
                 let data = body.slice(data_at..);
                 match &mut self.phase {
                     Phase::Up => self.deliver(message, data, bytes),
-                    Phase::Measuring(measuring) => measuring.early.push((message, data, bytes)),
+                    Phase::Measuring(_, early) => early.push((message, data, bytes)),
                     Phase::Connecting => return Err("the other device sent work before both greetings".to_owned().into()),
                 }
             }
@@ -542,71 +441,33 @@ impl Link {
         Ok(())
     }
 
-    fn on_pong(&mut self, number: u32) {
-        let Phase::Measuring(measuring) = &mut self.phase else { return };
-        if number as usize != measuring.round_trips.len() || number >= PINGS {
-            return;
-        }
-        let now = now_millis();
-        measuring.round_trips.push(now - measuring.ping_sent_at);
-        measuring.ping_sent_at = now;
-        if number + 1 < PINGS {
-            self.send_own(&PeerMessage::Ping(number + 1));
-        } else {
-            self.send_probe_if_it_is_our_turn();
-        }
+    /// A step of the measurement, while it lasts.
+    fn measure(&mut self, step: impl FnOnce(&mut Measuring, f64) -> Option<Ask>) -> Result<(), LinkEnd> {
+        let Phase::Measuring(measuring, _) = &mut self.phase else { return Ok(()) };
+        step(measuring, now_millis()).map_or(Ok(()), |ask| self.ask(ask))
     }
 
-    /// One at a time, so that the directions do not share the link: the offerer's goes first.
-    fn send_probe_if_it_is_our_turn(&mut self) {
-        let is_offerer = self.context.is_offerer;
-        let Phase::Measuring(measuring) = &mut self.phase else { return };
-        if measuring.round_trip_millis().is_none() || measuring.probe_sent_at.is_some() || !(is_offerer || measuring.has_their_probe) {
-            return;
+    fn ask(&mut self, ask: Ask) -> Result<(), LinkEnd> {
+        match ask {
+            Ask::Ping(number) => self.send_own(&PeerMessage::Ping(number)),
+            Ask::Probe => self.enqueue(Outgoing::own(FrameKind::Probe, Plane::Bulk, vec![0; PROBE_BYTES]).in_frames_of(PROBE_FRAME_BYTES)),
         }
-        self.send_probe();
-    }
-
-    fn send_probe(&mut self) {
-        let Phase::Measuring(measuring) = &mut self.phase else { return };
-        measuring.probe_sent_at = Some(now_millis());
-        measuring.probes += 1;
-        let probe = Outgoing { frame_bytes: PROBE_FRAME_BYTES, ..Outgoing::own(FrameKind::Probe, Plane::Bulk, vec![0; PROBE_BYTES]) };
-        self.enqueue(probe);
     }
 
     /// A whole probe came; also when we are up already and the other end tries once more.
-    fn on_probe(&mut self) {
-        let Some((first_at, first_len)) = self.first_probe.take() else { return };
+    fn on_probe(&mut self) -> Result<(), LinkEnd> {
+        let Some((first_at, first_len)) = self.first_probe.take() else { return Ok(()) };
         let micros = ((now_millis() - first_at) * 1e3).max(1.0) as u64;
-        self.send_own(&PeerMessage::ProbeResult { bytes: PROBE_BYTES.saturating_sub(first_len) as u64, micros });
-        if let Phase::Measuring(measuring) = &mut self.phase {
-            measuring.has_their_probe = true;
-            self.send_probe_if_it_is_our_turn();
-            self.finish_measuring();
-        }
-    }
-
-    /// Takes the slower of what the receiver saw and what we saw: a browser's Worker gets frames in bursts, which makes the
-    /// first too fast.
-    fn on_probe_result(&mut self, bytes: u64, micros: u64) {
-        let Phase::Measuring(measuring) = &mut self.phase else { return };
-        let (Some(sent_at), Some(round_trip)) = (measuring.probe_sent_at, measuring.round_trip_millis()) else { return };
-        let theirs = bytes as f64 * 1e6 / micros.max(1) as f64;
-        let elapsed = now_millis() - sent_at;
-        let ours = PROBE_BYTES as f64 * 1e3 / (elapsed - round_trip).max(0.05);
-        measuring.best_bytes_per_second = measuring.best_bytes_per_second.max(theirs.min(ours));
-        if STALLED_PROBE_MILLIS.contains(&elapsed) && measuring.probes < MAX_PROBES {
-            self.send_probe();
-        } else {
-            measuring.bytes_per_second = Some(measuring.best_bytes_per_second);
-        }
+        self.send_own(&PeerMessage::ProbeResult { bytes: PROBE_BYTES.saturating_sub(first_len) as u64, micros })?;
+        self.measure(|measuring, now| measuring.on_their_probe(now))?;
+        self.finish_measuring();
+        Ok(())
     }
 
     fn finish_measuring(&mut self) {
-        let Phase::Measuring(measuring) = &mut self.phase else { return };
-        let (Some(round_trip_millis), Some(bytes_per_second), true) = (measuring.round_trip_millis(), measuring.bytes_per_second, measuring.has_their_probe) else { return };
-        let early = std::mem::take(&mut measuring.early);
+        let Phase::Measuring(measuring, early) = &mut self.phase else { return };
+        let Some((round_trip_millis, bytes_per_second)) = measuring.result() else { return };
+        let early = std::mem::take(early);
         self.phase = Phase::Up;
         self.context.is_up.set(true);
         self.say(TransportEvent::LinkUp { peer: self.context.peer, round_trip_millis, bytes_per_second, relayed: self.context.route == Route::Relayed });
@@ -628,41 +489,27 @@ impl Link {
         self.say(TransportEvent::Signal { to: self.context.peer, payload: signal.to_json() });
     }
 
-    fn send_own(&mut self, message: &PeerMessage) {
-        self.enqueue(Outgoing::own(FrameKind::Control, Plane::Control, message.encode(&[])));
+    fn send_own(&mut self, message: &PeerMessage) -> Result<(), LinkEnd> {
+        self.enqueue(Outgoing::own(FrameKind::Control, Plane::Control, message.encode(&[])))
     }
 
-    fn enqueue(&mut self, outgoing: Outgoing) {
+    fn enqueue(&mut self, outgoing: Outgoing) -> Result<(), LinkEnd> {
         let number = self.next_message;
         self.next_message = number.wrapping_add(1);
-        self.planes[outgoing.plane.index()].queue.push_back((number, outgoing));
+        if self.planes[outgoing.plane().index()].queue.push(number, outgoing) {
+            return Ok(());
+        }
+        Err("the other device asks without reading the answers".to_owned().into())
     }
 
     /// Gives the channels as much as their windows take.
     fn flush(&mut self) {
         let window = self.connection.window_bytes();
+        let mut counters = self.context.counters.borrow_mut();
         for plane in Plane::ALL {
             let state = &mut self.planes[plane.index()];
-            if !state.is_open {
-                continue;
-            }
-            while let Some((number, message)) = state.queue.front_mut() {
-                let frame_bytes = message.frame_bytes.min(self.max_frame_bytes);
-                if state.unanswered_bytes > 0 && state.unanswered_bytes + frame_bytes > window {
-                    break;
-                }
-                let total = message.head.len() + message.data.len();
-                let frame = frame::cut(message.kind, *number, [&message.head, &message.data], message.offset, frame_bytes);
-                message.offset += frame.len() - HEADER_BYTES;
-                state.unanswered_bytes += frame.len();
-                count(&mut self.context.counters.borrow_mut(), message.traffic, frame.len() as u64);
+            while state.is_open && let Some(frame) = state.queue.next_frame(self.max_frame_bytes, window, &mut counters) {
                 self.connection.send(plane, frame);
-                if message.offset >= total {
-                    let done = state.queue.pop_front().and_then(|(_, message)| message.done);
-                    if let Some(done) = done {
-                        let _ = done.send(());
-                    }
-                }
             }
         }
     }
@@ -673,15 +520,4 @@ type Timer = Fuse<Pin<Box<dyn Future<Output = ()>>>>;
 fn timer(millis: u32) -> Timer {
     let sleep: Pin<Box<dyn Future<Output = ()>>> = Box::pin(platform::sleep(millis));
     sleep.fuse()
-}
-
-fn count(counters: &mut LinkCounters, traffic: TrafficKind, bytes: u64) {
-    let counter = match traffic {
-        TrafficKind::Activations => &mut counters.activations_bytes,
-        TrafficKind::SideGradients => &mut counters.side_gradients_bytes,
-        TrafficKind::AdapterGradients => &mut counters.adapter_gradients_bytes,
-        TrafficKind::Cache => &mut counters.cache_bytes,
-        TrafficKind::Other => &mut counters.other_bytes,
-    };
-    *counter += bytes;
 }

@@ -151,7 +151,8 @@ fn a_peer_of_another_version_or_name_is_refused() {
     for (frame, sentence) in [
         (frame(&Hello { version: other, node: ONE, proof: [0; 32] }), "version 99"),
         (frame(&Hello { version: PROTOCOL_VERSION, node: ONE, proof: secret.link_proof(true, "AA", "BB") }), "secret"),
-        (chunk(FrameKind::Tensor, 0, &bulk(0).encode(&[]), 65_536).next().expect("one frame"), "began with"),
+        (chunk(FrameKind::Tensor, 0, &bulk(0).encode(&[]), 65_536).next().expect("one frame"), "began with a Tensor frame"),
+        (chunk(FrameKind::Tensor, 0, &[0; 100_000], 65_536).next().expect("a frame"), "began with a part of a Tensor message"),
     ] {
         local(async {
             let network = MemoryNetwork::default();
@@ -231,6 +232,19 @@ fn a_peer_that_floods_loses_its_link() {
         // Nobody read in the meantime.
         platform::sleep(1_000).await;
         assert!(down(&mut pair, 2).await.contains("not asked for"));
+    });
+}
+
+#[test]
+fn a_peer_that_asks_without_reading_loses_its_link() {
+    local(async {
+        let (network, mut pair) = pair(MemoryLink { latency_millis: 1.0, bytes_per_second: Some(1e5) }).await;
+        let ping = chunk(FrameKind::Control, 9_999, &PeerMessage::Ping(0).encode(&[]), 65_536).next().expect("one frame");
+        // More answers than the channel takes (2 MiB) and the queue behind it.
+        for _ in 0..120_000 {
+            network.forge(ONE, TWO, Plane::Control, ping.clone());
+        }
+        assert!(down(&mut pair, 2).await.contains("asks without reading"));
     });
 }
 

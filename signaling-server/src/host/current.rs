@@ -3,6 +3,7 @@
 use super::{Examination, Host, Wish, unix_millis};
 use crate::error::{Answer, Refusal};
 use crate::run_request::{PreparedRun, SMALL_MODEL_BYTES};
+use crate::side::answering_memory_bytes;
 use crate::store::{Store, StoredRun};
 use barycenter_core::coordinator::{CoordinatorInput, RunProgress, RunSnapshot, RunStart};
 use barycenter_protocol::RunId;
@@ -115,11 +116,8 @@ pub fn after_start(store: &Store, resume: Option<&RunSnapshot>) -> rusqlite::Res
     if run.is_active() {
         run.stored.info.state = RunState::Waiting;
         run.stored.info.note = "waiting for devices after a restart of the server".into();
-        let weights: u64 = resume.map_or(0, |resume| {
-            let cost = &resume.start.cost;
-            cost.layers.iter().chain([&cost.embedding, &cost.head]).map(|part| part.weight_bytes + 4 * part.adapter_parameters).sum()
-        });
-        run.generate_memory_bytes = weights * 5 / 4;
+        // The vocabulary is not kept with a run; it is the smallest part.
+        run.generate_memory_bytes = resume.map_or(0, |resume| answering_memory_bytes(&resume.start.cost, 0));
         run.checkpoint_steps = resume.and_then(|resume| resume.checkpoint).map_or(0, |checkpoint| checkpoint.optimiser_steps);
     }
     Ok(Some(run))

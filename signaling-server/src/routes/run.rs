@@ -5,6 +5,7 @@ use crate::checkpoint::{self, CheckpointKey, Expected};
 use crate::error::{Answer, Refusal};
 use crate::host::{Command, Examination, MAX_NEW_TOKENS, Wish};
 use crate::run_request::{self, PreparedRun};
+use crate::side;
 use crate::store::StoredRun;
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -49,7 +50,7 @@ async fn prepare(app: &Arc<App>, request: RunRequest) -> Answer<(PreparedRun, Op
 
 /// `GET /api/runs`.
 pub async fn list(State(app): AppState) -> Answer<Json<Vec<RunInfo>>> {
-    Ok(Json(app.store.runs()?.into_iter().map(with_seconds).collect()))
+    blocking(move || Ok(Json(app.store.runs()?.into_iter().map(with_seconds).collect()))).await
 }
 
 /// `GET /api/runs/{id}`.
@@ -138,6 +139,8 @@ pub async fn adapter_config(State(app): AppState, Path(id): Path<String>) -> Ans
         "gate_temperature": 0.1,
         "base_model": spec.model,
         "base_model_hash": spec.model_hash,
+        "weights": spec.weights,
+        "activations": "f32",
     });
     let disposition = [(header::CONTENT_DISPOSITION, "attachment; filename=\"adapter_config.json\"")];
     Ok((disposition, Json(config)).into_response())
@@ -163,10 +166,12 @@ pub async fn ask(State(app): AppState, body: Result<Bytes, BytesRejection>) -> A
                 let (tokens, context) = (prompt.len(), config.max_positions);
                 return Err(Refusal::bad(format!("the prompt has {tokens} tokens and up to {max_new_tokens} are answered, but the model's context is {context}: shorten the prompt")));
             }
-            let adapter = crate::side::adapter_parameter_count(config, run.spec.reduction, run.spec.tap_every).map_err(Refusal::conflict)?;
+            let stored = side::model_cost(config, run.spec.reduction, run.spec.tap_every, model.info.bytes, 1.0).map_err(Refusal::conflict)?;
+            let cost = side::held_as(stored, config, &*model.manifest()?, run.spec.weights).map_err(|error| Refusal::conflict(error.to_string()))?;
+            let memory = side::answering_memory_bytes(&cost, config.vocab);
             let spec = crate::host::lean(&run.spec);
             let generate = GenerateRequest { request: 0, spec, run: Some(run.info.run), prompts: vec![prompt], max_new_tokens, base: true, tuned: true };
-            Ok((run.info.run, tokenizer, Box::new(generate), (model.info.bytes + 4 * adapter) * 5 / 4))
+            Ok((run.info.run, tokenizer, Box::new(generate), memory))
         })
         .await?
     };

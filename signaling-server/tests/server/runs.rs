@@ -202,6 +202,7 @@ async fn a_run_goes_from_plan_to_exact_match_and_download() {
     assert_eq!(adapter.len() * 3, tensors.len());
     let config: serde_json::Value = client.get_json("/api/runs/1/adapter/adapter_config.json").await;
     assert_eq!((config["method"].as_str(), config["reduction"].as_u64(), config["taps"].as_array().map(Vec::len)), (Some("parallel_adapter"), Some(4), Some(3)));
+    assert_eq!((config["weights"].as_str(), config["activations"].as_str()), (Some("keep"), Some("f32")));
 
     let answer: AskReply = client.post("/api/ask", &AskRequest { prompt: "turn on the lamp".into(), run: None, max_new_tokens: Some(8) }).await.json().await.unwrap();
     assert_eq!((answer.tuned.as_str(), answer.answered_by.as_str()), ("kitchen lamp on", "desktop"));

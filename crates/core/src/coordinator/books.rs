@@ -166,7 +166,7 @@ impl Books {
     pub fn close_held_out(&mut self, epoch: u32) -> Option<f64> {
         self.held_out_epoch = Some(epoch);
         let parts = std::mem::take(&mut self.held_out);
-        let tokens: u64 = parts.values().map(|p| p.1).sum();
+        let tokens = parts.values().fold(0u64, |sum, p| sum.saturating_add(p.1));
         (tokens > 0).then(|| parts.values().map(|p| p.0).sum::<f64>() / tokens as f64)
     }
 
@@ -186,7 +186,7 @@ fn sums<'a>(step: u32, reports: impl Iterator<Item = &'a StepReport>) -> SavedSt
     let mut sums = SavedStep { step, loss_sum: 0.0, tokens: 0, backbone_seconds: 0.0, side_seconds: 0.0, wait_seconds: 0.0 };
     for report in reports {
         sums.loss_sum += report.loss_sum;
-        sums.tokens += report.tokens;
+        sums.tokens = sums.tokens.saturating_add(report.tokens);
         sums.backbone_seconds += report.backbone_seconds;
         sums.side_seconds += report.side_seconds;
         sums.wait_seconds += report.wait_seconds;

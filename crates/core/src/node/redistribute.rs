@@ -47,12 +47,17 @@ impl Redistribute {
         self.sends = one_by_one(sends);
     }
 
-    pub fn next(&mut self, setup: &Setup, inbox: &mut Inbox, paused: bool) -> Next {
+    pub fn next(&mut self, setup: &Setup, inbox: &mut Inbox, out: &mut Outbox, paused: bool) -> Next {
         for (peer, count) in inbox.take_stored() {
             let unstored = self.unstored.entry(peer).or_default();
             unstored.drain(..count.min(unstored.len()));
         }
-        if let Some(arrival) = inbox.take_cache() {
+        while let Some(arrival) = inbox.take_cache() {
+            // of no sample, or no taps, of the run: it would only fill the storage
+            if !setup.has_taps(&arrival) {
+                out.drop_blob([arrival.blob]);
+                continue;
+            }
             let job = Job::WriteCache { sample: arrival.sample, first_tap: u32::from(arrival.first_tap), lengths: arrival.lengths.clone(), blob: arrival.blob };
             self.running = Some(Running::Write(arrival));
             return Next::Job(job);

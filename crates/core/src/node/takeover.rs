@@ -38,7 +38,7 @@ impl Takeover {
 
     /// A job that can be done now; otherwise, once all is done, says so.
     pub fn next(&mut self, setup: &Setup, inbox: &mut Inbox, out: &mut Outbox, paused: bool) -> Option<Job> {
-        match self.entries.next(setup, inbox, paused) {
+        match self.entries.next(setup, inbox, out, paused) {
             Next::Job(job) => Some(job),
             Next::Done if self.has_weights && !self.has_reported => {
                 self.has_reported = true;

@@ -2,7 +2,7 @@
 
 use super::simd::{self, LANES, dot, kernel, lane_sum};
 
-/// Added to the mean square of a tap (DESIGN §4).
+/// Added to the mean square of a tap (docs/METHOD.md).
 const TAP_EPS: f32 = 1e-6;
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], out: &mut [f32], inv: &mut [f32], eps: f32, weight_shift: f32) {

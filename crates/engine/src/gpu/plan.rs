@@ -3,6 +3,8 @@
 mod attention;
 mod matmul;
 
+pub use attention::MAX_HEAD_DIM;
+
 use super::tile::Tuning;
 use crate::op::{Activation, BufferId, Dtype, Op, Slice};
 

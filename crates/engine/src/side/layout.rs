@@ -34,14 +34,14 @@ pub enum Fusion {
 }
 
 impl Default for Fusion {
-    /// DESIGN §4's gate.
+    /// The gate of docs/METHOD.md.
     fn default() -> Self {
         Self::Gate { temperature: 0.1 }
     }
 }
 
 impl Fusion {
-    /// From an `adapter_config.json`: `"fusion": "sum"`, or the `gate_temperature` of a gate (DESIGN §4's if there is none).
+    /// From an `adapter_config.json`: `"fusion": "sum"`, or the `gate_temperature` of a gate ([`Fusion::default`]'s if there is none).
     pub fn of_config(json: &serde_json::Value) -> Self {
         match (json["fusion"].as_str(), json["gate_temperature"].as_f64()) {
             (Some("sum"), _) => Self::Sum,
@@ -60,13 +60,13 @@ impl Fusion {
 }
 
 impl SideConfig {
-    /// DESIGN §4: every layer tapped.
+    /// Every layer tapped, joined by the usual gate.
     pub fn new(reduction: usize, layers: usize) -> Self {
         Self { reduction, fusion: Fusion::default(), taps: (0..=layers).collect() }
     }
 
     /// Every `every`-th of the taps `0 ..= layers`, counted back from the last, and the first. Twin of `tapped` in
-    /// `crates/protocol/src/control.rs`, which a run's devices go by.
+    /// `crates/protocol/src/control/spec.rs`, which a run's devices go by.
     pub fn thinned_taps(layers: usize, every: usize) -> Vec<usize> {
         (0..=layers).filter(|tap| *tap == 0 || (layers - tap).is_multiple_of(every.max(1))).collect()
     }

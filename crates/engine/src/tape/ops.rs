@@ -369,7 +369,7 @@ impl Tape {
         })
     }
 
-    /// Tap scaling (DESIGN §4): `x / rho` and `rho: [rows]`. Taps come from the frozen backbone: nothing is recorded.
+    /// Tap scaling (docs/METHOD.md): `x / rho` and `rho: [rows]`. Taps come from the frozen backbone: nothing is recorded.
     pub fn tap_scale(&self, x: &Tensor) -> (Tensor, Tensor) {
         let (out, rho) = (Tensor::empty(&self.device, x.shape()), Tensor::empty(&self.device, &[x.rows()]));
         let (rows, cols) = (n(x.rows()), n(x.cols()));

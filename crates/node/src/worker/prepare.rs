@@ -95,7 +95,7 @@ impl Worker {
             let entries: BTreeMap<String, TensorEntry> = manifest
                 .tensors
                 .iter()
-                .map(|(name, t)| (name.clone(), TensorEntry { dtype: t.dtype, shape: t.shape.clone(), start: t.offset, end: t.offset + t.len_bytes }))
+                .map(|(name, t)| (name.clone(), TensorEntry { dtype: t.dtype, shape: t.shape.clone(), start: 0, end: t.len_bytes }))
                 .collect();
             let weights = WeightStore::open(self.storage.as_ref(), &spec.model_hash, entries).await?;
             self.weights.model.replace(Some(Rc::new(Model { manifest, config, weights: RefCell::new(weights) })));

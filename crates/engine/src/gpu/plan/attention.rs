@@ -5,6 +5,8 @@ use crate::op::{AttentionShape, BufferId, Slice};
 
 /// Attention reaches about this fraction of what a product reaches.
 const COST_FACTOR: u64 = 4;
+/// Columns of a head that the kernels hold at most: more overflow workgroup memory.
+pub const MAX_HEAD_DIM: u32 = 256;
 
 /// Inputs and outputs of the forward operation.
 pub struct Forward {
@@ -146,9 +148,12 @@ fn lengths(shape: &AttentionShape) -> (u32, u32, u32) {
     (rows, rows * shape.head_dim, shape.keys * shape.kv_heads * shape.head_dim)
 }
 
-/// The kernels' `HEAD_PAD`; heads wider than 256 do not occur in the models that load.
+/// The kernels' `HEAD_PAD`.
+///
+/// # Panics
+/// If heads are wider than [`MAX_HEAD_DIM`]: `Backbone` loads no such model on this back end.
 fn head_pad(shape: &AttentionShape) -> u32 {
-    assert!(shape.head_dim <= 256, "a head of {} columns was asked for, the kernels hold 256: use the CPU back end", shape.head_dim);
+    assert!(shape.head_dim <= MAX_HEAD_DIM, "a head of {} columns was asked for, the kernels hold {MAX_HEAD_DIM}", shape.head_dim);
     shape.head_dim.next_power_of_two().max(8)
 }
 
