@@ -9,6 +9,7 @@ mod hub;
 mod logits;
 mod model;
 mod node;
+mod output;
 mod plan;
 mod serve;
 mod simulate;
