@@ -58,7 +58,7 @@ impl Adapter {
     /// Reads a folder's description, and opens its tensors.
     pub fn open(folder: &Path) -> Result<(Self, FolderTensors)> {
         let path = folder.join("adapter_config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read: give a folder with adapter_config.json and adapter_model.safetensors", path.display()))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors", path.display()))?;
         let adapter = Self::parse(&text).with_context(|| format!("the adapter in {} cannot be used", folder.display()))?;
         Ok((adapter, FolderTensors::open_file(&folder.join("adapter_model.safetensors"))?))
     }
