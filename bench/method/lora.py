@@ -30,18 +30,23 @@ class Lora(nn.Module):
         return self.linear(x) + (x @ self.a.T @ self.b.T) * self.scale
 
 
+def add_lora(layers, rank, full):
+    """Leaves only LoRA on query and value trainable, or with `full` the layers whole."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter.requires_grad_(full)
+        if not full:
+            attention = layer.attention.self
+            attention.query, attention.value = Lora(attention.query, rank, 2 * rank), Lora(attention.value, rank, 2 * rank)
+
+
 class Tail(nn.Module):
     """layers: the backbone's last m; `full` trains them whole, otherwise LoRA on query and value."""
 
     def __init__(self, layers, rank, head, d, dropout=0.1, full=False, separate=False, classes=2):
         super().__init__()
         self.layers, self.pooling, self.separate = layers, head, separate
-        for layer in layers:
-            for parameter in layer.parameters():
-                parameter.requires_grad_(full)
-            if not full:
-                attention = layer.attention.self
-                attention.query, attention.value = Lora(attention.query, rank, 2 * rank), Lora(attention.value, rank, 2 * rank)
+        add_lora(layers, rank, full)
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(2 * d if head == 'pair' else d, classes)
 

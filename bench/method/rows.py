@@ -65,5 +65,10 @@ ROWS = {
     'sentence-bottleneck': Row(replace(SENTENCE, layers='bottleneck'), FOUR, components=48, dtype='int8', tasks=('sst2',)),
     'sentence-attention': Row(SENTENCE, FOUR, components=48, dtype='int8', tasks=('sst2',)),
     'sentence-attention-96': Row(replace(SENTENCE, width=96), FOUR, components=96, dtype='int8', tasks=('sst2',)),
+    'sentence-attention-96-f32': Row(replace(SENTENCE, width=96), FOUR, components=96, dtype='f32', tasks=('sst2',)),
+    'sentence-attention-96-taps': Row(replace(SENTENCE, width=96, start='components'), FOUR, tasks=('sst2',)),
+    'sentence-attention-96-all': Row(replace(SENTENCE, width=96, every=1), FOUR, components=96, dtype='int8', tasks=('sst2',)),
+    'sentence-attention-192': Row(replace(SENTENCE, width=192, heads=6), FOUR, components=192, dtype='int8', tasks=('sst2',)),
+    'sentence-attention-96-long': Row(replace(SENTENCE, width=96, dropout=0.2, head_dropout=0.2), EIGHT, components=96, dtype='int8', tasks=('sst2',)),
     'sentence-head': Row(replace(HEAD, head='mean'), FOUR, components=48, dtype='int8', tasks=('sst2',)),
 }

@@ -18,6 +18,8 @@ class Taps:
     length: torch.Tensor  # [samples]
     label: torch.Tensor  # [samples]
     pooled: torch.Tensor = None  # [taps, samples, 4, d], see cache.POOLS
+    boundary: torch.Tensor = None  # [tokens, d], scaled, and scale [tokens]: what trained layers go on from (both.py)
+    scale: torch.Tensor = None
 
 
 def rms(x):

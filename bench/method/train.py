@@ -30,7 +30,7 @@ def batches(lengths, size, rng):
 
 
 def gather(taps, rows):
-    """Padded taps, what else the model reads (pooled taps, or each token's scale where none are kept), sentences, labels."""
+    """Padded taps, what else the model reads (pooled taps, or each token's scale where none are kept; the boundary), sentences, labels."""
     length = taps.length[rows]
     longest = int(length.max())
     at = torch.arange(longest)
@@ -39,6 +39,8 @@ def gather(taps, rows):
     x = taps.scaled[:, where.view(-1)].float().view(taps.scaled.shape[0], len(rows), longest, -1)
     sentence = torch.where(real, taps.sentence[where], -1)
     beside = taps.rms[:, where] if taps.pooled is None else taps.pooled[:, rows]
+    if taps.boundary is not None:
+        beside = beside, taps.boundary[where], taps.scale[where]
     return x, beside, sentence, taps.label[rows]
 
 
