@@ -8,7 +8,7 @@ mod gguf;
 mod modules;
 mod peft;
 
-pub(crate) use peft::find_stored;
+pub(crate) use peft::{PREFIX as PEFT_PREFIX, find_stored};
 pub use gguf::to_gguf;
 pub use modules::{LoraConfig, LoraModule, Patterns, lora_modules};
 pub use peft::{PeftConfig, PeftTask, peft_name, peft_saved_name};
