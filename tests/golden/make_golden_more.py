@@ -33,6 +33,11 @@ def cases():
     yield 'qwen2-yarn', T.Qwen2ForCausalLM, T.Qwen2Config(**dec, hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, rope_parameters=dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16, rope_theta=1000.0)), dict(pac=2, lora=['q_proj', 'v_proj'])
     yield 'llama-yarn', T.LlamaForCausalLM, T.LlamaConfig(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, rope_parameters=dict(rope_type='yarn', factor=8.0, original_max_position_embeddings=8, rope_theta=500.0, beta_fast=4.0, beta_slow=0.5, mscale=0.8, mscale_all_dim=2.5, truncate=False)), dict(lora=['k_proj'])
     yield 'qwen2-sum-second', T.Qwen2ForCausalLM, T.Qwen2Config(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=1), dict(pac=2, taps=[0, 1, 3, 5], fusion='sum')
+    # Keys that say a thing twice, or under the name that all families share; a head that bounds its logits; sizes that k does not divide.
+    yield 'gemma3-capped', T.Gemma3ForCausalLM, T.Gemma3TextConfig(**g3 | dict(intermediate_size=42, head_dim=18), sliding_window=5, sliding_window_pattern=2, query_pre_attn_scalar=12, final_logit_softcapping=3.0, attention_bias=True), dict(pac=4, lora=['q_proj', 'down_proj'], edit=lambda js: js | dict(rope_scaling=dict(rope_type='linear', factor=4.0)))
+    yield 'llama-base-dynamic', T.LlamaModel, T.LlamaConfig(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, rope_parameters=dict(rope_type='default', rope_theta=300.0)), dict(edit=lambda js: js | dict(rope_scaling=dict(type='dynamic', factor=2.0), rope_theta=700.0))
+    yield 'mistral-outer-length', T.MistralForCausalLM, T.MistralConfig(**dec, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, sliding_window=6, rope_parameters=dict(rope_type='llama3', rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)), dict(edit=lambda js: js | dict(original_max_position_embeddings=12, layer_types=['full_attention', 'sliding_attention']))
+    yield 't5-other-names', T.T5ForConditionalGeneration, T.T5Config(vocab_size=V, d_model=32, d_kv=6, d_ff=40, num_layers=2, num_decoder_layers=1, num_heads=3, feed_forward_proj='gated-silu', decoder_start_token_id=0), dict(edit=lambda js: {dict(d_model='hidden_size', num_heads='num_attention_heads', d_kv='head_dim', num_layers='num_hidden_layers').get(key, key): value for key, value in js.items() if key != 'feed_forward_proj'})
 
 def rms(x): return (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
 
@@ -40,7 +45,8 @@ def stack(m):
     "layers, what norms the last hidden state, the head"
     if isinstance(m, T.GPT2LMHeadModel): return m.transformer.h, m.transformer.ln_f, m.lm_head
     if isinstance(m, T.BertForMaskedLM): return m.bert.encoder.layer, nn.Identity(), m.cls
-    return m.model.layers, m.model.norm, m.lm_head
+    cap = getattr(m.config, 'final_logit_softcapping', None)
+    return m.model.layers, m.model.norm, (lambda x: cap * torch.tanh(m.lm_head(x) / cap)) if cap else m.lm_head
 
 def side_layers(m, K):
     cfg, side = m.config, copy.deepcopy(m.config)
@@ -205,6 +211,7 @@ for k, (name, cls, cfg, opt) in enumerate(cases()):
             js['rope_scaling'] = rp['full_attention']; js.pop('layer_types'); js.pop('_sliding_window_pattern', None); js['sliding_window_pattern'] = 2
         if opt['old'] == 'llama': rp = js.pop('rope_parameters'); js['rope_theta'] = rp['rope_theta']; js['rope_scaling'] = None
         if opt['old'] == 't5': js.pop('scale_decoder_outputs', None); js['tie_word_embeddings'] = False; js.pop('dense_act_fn', None); js.pop('is_gated_act', None)
+    if opt.get('edit'): js = opt['edit'](js)
     json.dump(js, open(cj, 'w'), indent=2)
     m2 = cls.from_pretrained(d, attn_implementation='eager').eval().float()
     m = m2

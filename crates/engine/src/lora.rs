@@ -8,7 +8,7 @@ mod gguf;
 mod modules;
 mod peft;
 
-pub(crate) use peft::find_stored;
+pub(crate) use peft::{PREFIX as PEFT_PREFIX, find_stored};
 pub use gguf::to_gguf;
 pub use modules::{LoraConfig, LoraModule, Patterns, lora_modules};
 pub use peft::{PeftConfig, PeftTask, peft_name, peft_saved_name};
@@ -40,7 +40,7 @@ impl LoraPair {
 /// The trained products of a model, on a device.
 pub struct Lora {
     /// What they are.
-    pub config: LoraConfig,
+    pub config: Box<LoraConfig>,
     /// A and B of each module, named as PEFT's files name them.
     pub parameters: ParameterSet,
     modules: Vec<LoraModule>,
@@ -71,7 +71,7 @@ impl Lora {
             values[info.offset..info.offset + info.elements()].copy_from_slice(&tensor.to_f32());
         }
         parameters.write_values(&values);
-        Ok(Self { config: config.clone(), parameters, modules })
+        Ok(Self { config: Box::new(config.clone()), parameters, modules })
     }
 
     /// The linear layers that have a product.

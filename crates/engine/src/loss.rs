@@ -1,7 +1,7 @@
 //! Cross-entropy at labelled positions, the head taken in vocabulary chunks: `[tokens × vocab]` never exists.
 
 use crate::backbone::Head;
-use crate::op::{Layout, Op};
+use crate::op::{Activation, Layout, Op};
 use crate::packed::MicroBatch;
 use crate::tape::{Tape, Var, forward_product, product};
 use crate::tensor::{Device, Tensor};
@@ -39,7 +39,7 @@ pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, f
     let chunks = chunks(head, rows);
     let mut kept = None;
     for chunk in &chunks {
-        let logits = chunk.logits(device, &x.value);
+        let (logits, inner) = chunk.logits_and_inner(device, &x.value);
         logits.run(Op::SoftmaxStats {
             logits: logits.slice(),
             labels: classes.buffer(),
@@ -50,7 +50,7 @@ pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, f
             cols: logits.cols() as u32,
             first_class: chunk.first_class as u32,
         });
-        kept = Some(logits);
+        kept = Some((logits, inner));
     }
     let [lse, losses] = [(); 2].map(|()| Tensor::empty(device, &[rows]));
     losses.run(Op::SoftmaxLoss {
@@ -65,7 +65,7 @@ pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, f
         let dx = Tensor::empty(device, x.value.shape());
         for (index, chunk) in chunks.iter().enumerate().rev() {
             // The last chunk's logits are still there.
-            let logits = kept.take().unwrap_or_else(|| chunk.logits(device, &x.value));
+            let (mut logits, inner) = kept.take().unwrap_or_else(|| chunk.logits_and_inner(device, &x.value));
             logits.run(Op::SoftmaxGrad {
                 logits: logits.slice(),
                 labels: classes.buffer(),
@@ -75,6 +75,13 @@ pub fn cross_entropy(tape: &Tape, head: &Head, hidden: &Var, classes: &Tensor, f
                 first_class: chunk.first_class as u32,
                 factor,
             });
+            if let Some(inner) = inner {
+                // cap · tanh'(z / cap) / cap.
+                let through = Tensor::empty(device, logits.shape());
+                let (dx, len) = (through.slice(), through.len() as u32);
+                through.run(Op::ActivateGrad { activation: Activation::Tanh, x: inner.slice(), up: None, dout: logits.slice(), dx, dup: None, len });
+                logits = through;
+            }
             product(&logits, &chunk.weight, &dx, chunk.weight.rows(), Layout::Nn, index + 1 < chunks.len());
             chunk.var.add_weight_gradient(chunk.first_row, &logits, &x.value);
             if let Some(bias) = &head.bias {
@@ -149,17 +156,30 @@ struct Chunk<'a> {
     first_class: usize,
     /// `[classes of the chunk]`.
     bias: Option<Tensor>,
+    /// See [`barycenter_model::ModelConfig::logit_cap`].
+    cap: Option<f32>,
 }
 
 impl Chunk<'_> {
     fn logits(&self, device: &Device, x: &Tensor) -> Tensor {
+        self.logits_and_inner(device, x).0
+    }
+
+    /// Logits `[rows, classes of the chunk]`; where they are capped, `cap · tanh(z / cap)`, with z / cap of the same shape.
+    fn logits_and_inner(&self, device: &Device, x: &Tensor) -> (Tensor, Option<Tensor>) {
         let logits = Tensor::empty(device, &[x.rows(), self.weight.rows()]);
         forward_product(x, &self.weight, &logits, x.cols());
         if let Some(bias) = &self.bias {
             let (rows, cols) = (logits.rows() as u32, logits.cols() as u32);
             logits.run(Op::AddBias { y: logits.slice(), bias: bias.slice(), rows, cols });
         }
-        logits
+        let Some(cap) = self.cap else { return (logits, None) };
+        let len = logits.len() as u32;
+        let [inner, capped] = [(); 2].map(|()| Tensor::zeros(device, logits.shape()));
+        inner.run(Op::Axpy { src: logits.slice(), dst: inner.slice(), factor: 1.0 / cap, len });
+        logits.run(Op::Activate { activation: Activation::Tanh, x: inner.slice(), up: None, out: logits.slice(), len });
+        capped.run(Op::Axpy { src: logits.slice(), dst: capped.slice(), factor: cap, len });
+        (capped, Some(inner))
     }
 }
 
@@ -175,7 +195,7 @@ fn chunks(head: &Head, rows: usize) -> Vec<Chunk<'_>> {
             let weight = var.value.part(first_row * width, &[step.min(shard_rows - first_row), width]);
             let first_class = first + first_row;
             let bias = head.bias.as_ref().map(|bias| bias.value.part(first_class, &[weight.rows()]));
-            list.push(Chunk { var, weight, first_row, first_class, bias });
+            list.push(Chunk { var, weight, first_row, first_class, bias, cap: head.cap });
         }
     }
     list

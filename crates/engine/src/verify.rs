@@ -155,6 +155,10 @@ async fn compare_logits(
     if !golden.has("logits") {
         return Ok(());
     }
+    if model.head.as_ref().is_none_or(|head| head.shards.is_empty()) {
+        let reason = "it has `logits`, and the head of this model's class (`architectures` in config.json) is none that is computed here".to_string();
+        return Err(EngineError::File { file: "golden.safetensors".into(), reason });
+    }
     let got = all_logits(model, batch, x).await?;
     let reference = golden.load("logits")?;
     // Logits of a pooled head are one row a sequence, not one a token.

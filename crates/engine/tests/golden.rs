@@ -24,6 +24,8 @@ fn llama_and_its_relatives() {
     holds(&cpu(), "more/qwen2-yarn", &["golden", "pac", "lora"]);
     holds(&cpu(), "more/qwen2-sum-second", &["golden", "pac"]);
     holds(&cpu(), "more/llama-yarn", &["golden", "lora"]);
+    holds(&cpu(), "more/llama-base-dynamic", &["golden"]);
+    holds(&cpu(), "more/mistral-outer-length", &["golden"]);
 }
 
 #[test]
@@ -32,6 +34,7 @@ fn gemma3() {
     holds(&cpu(), "more/gemma3-old-style", &["golden"]);
     holds(&cpu(), "more/gemma3-pac", &["golden", "pac"]);
     holds(&cpu(), "more/gemma3-lora", &["golden", "lora"]);
+    holds(&cpu(), "more/gemma3-capped", &["golden", "pac", "lora"]);
 }
 
 #[test]
@@ -67,6 +70,7 @@ fn t5() {
     holds(&cpu(), "more/t5-untied", &["golden", "lora"]);
     holds(&cpu(), "more/t5-silu-half", &["golden"]);
     holds(&cpu(), "more/t5-gelu", &["golden"]);
+    holds(&cpu(), "more/t5-other-names", &["golden"]);
     holds(&cpu(), "tasks/t5-shared-bias", &["pac"]);
     holds(&cpu(), "tasks/t5-seq2seq", &["pac", "lora", "adapters", "full"]);
 }

@@ -31,6 +31,7 @@ fn other_decoders() {
     all_hold(&[
         ("gemma3", &["golden"]),
         ("more/gemma3-pac", &["golden", "pac"]),
+        ("more/gemma3-capped", &["golden", "pac", "lora"]),
         ("gpt2", &["golden"]),
         ("more/gpt2-pac", &["golden", "pac", "lora"]),
         // bf16, packed.

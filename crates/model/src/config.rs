@@ -188,6 +188,9 @@ pub struct ModelConfig {
     pub embedding_scale: f64,
     /// Multiplies what enters the head (T5).
     pub head_scale: f64,
+    /// Bounds the logits: z becomes `cap · tanh(z / cap)` (Gemma's `final_logit_softcapping`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_cap: Option<f64>,
     /// Rows of the table of token types; 0 = none (BERT).
     pub token_types: usize,
     /// What stands on the last layer.
@@ -249,6 +252,7 @@ impl ModelConfig {
             scale_by_layer: false,
             embedding_scale: 1.0,
             head_scale: 1.0,
+            logit_cap: None,
             token_types: 0,
             head: HeadKind::Language,
             tied_head: false,
@@ -274,15 +278,17 @@ impl ModelConfig {
     /// Keys that are left out get the defaults of their family in `transformers`.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
         let json: Value = serde_json::from_str(text).map_err(|error| ModelError::ConfigNotJson(error.to_string()))?;
-        let reader = Reader::new(&json);
         let model_type = json.get("model_type").and_then(Value::as_str).ok_or(ModelError::MissingKey { key: "model_type" })?;
         let table = families::by_model_type(model_type).ok_or_else(|| ModelError::UnknownFamily {
             model_type: model_type.to_string(),
             supported: families::SUPPORTED_MODEL_TYPES.join(", "),
         })?;
+        let reader = Reader::new(&json).with_other_names(table.other_names);
         reader.refuse_quantised()?;
-        let config = (table.read)(table.family, &reader)?;
+        reader.only_absent("per_layer_config")?;
+        let mut config = (table.read)(table.family, &reader)?;
         config.check()?;
+        config.check_class(reader.architecture())?;
         Ok(config)
     }
 
@@ -332,9 +338,15 @@ impl ModelConfig {
         }
     }
 
-    /// The most tokens a sequence may have, where a table says so (learned positions).
+    /// The most tokens a sequence may have, where a table says so (learned positions) or a rotation that is stretched by the
+    /// sequence's own length beyond it.
     pub fn position_limit(&self) -> Option<usize> {
-        matches!(self.positions, Positions::Learned { .. }).then_some(self.max_positions)
+        let is_limited = match &self.positions {
+            Positions::Learned { .. } => true,
+            Positions::Rotary { rope, local } => [Some(rope), local.as_ref()].into_iter().flatten().any(|rope| rope.scaling == RopeScaling::Dynamic),
+            Positions::Relative { .. } | Positions::None => false,
+        };
+        is_limited.then_some(self.max_positions)
     }
 
     /// Number of classes the head tells apart.
@@ -366,6 +378,26 @@ impl ModelConfig {
     /// Width of all key (or value) heads together.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Refuses a class of `transformers` whose head is none that stands here; a base class has no head, unless it is the embedding.
+    fn check_class(&mut self, class: &str) -> Result<(), ModelError> {
+        if self.head != HeadKind::Language || class.is_empty() {
+            return Ok(());
+        }
+        let heads: &[&str] = if self.encoder.is_some() { &["ForConditionalGeneration", "WithLMHeadModel"] } else { &["ForCausalLM", "LMHeadModel", "DoubleHeadsModel"] };
+        if heads.iter().any(|end| class.ends_with(end)) {
+            return Ok(());
+        }
+        let is_base = class.ends_with("Model") && !class.ends_with("EncoderModel");
+        if !is_base {
+            let expected = format!("a class whose name ends in {} or in Model: other heads, and parts of a model, are not computed in this family", heads[0]);
+            return Err(invalid("architectures", format!("`{class}`"), expected));
+        }
+        if !self.tied_head {
+            self.head = HeadKind::None;
+        }
+        Ok(())
     }
 
     /// What no stack can be computed with.

@@ -21,6 +21,8 @@ pub struct FamilyTable {
     pub family: Family,
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
+    /// (other name, key): keys of `config.json` that transformers also takes under a name all families have (`attribute_map`).
+    pub other_names: &'static [(&'static str, &'static str)],
     /// Makes the description from `config.json`; sizes that are left out get transformers' defaults.
     pub(crate) read: fn(Family, &Reader<'_>) -> Result<ModelConfig, ModelError>,
     /// Names of a stack's parameters; the encoder and the decoder of one model differ.

@@ -2,7 +2,7 @@
 
 use crate::config::{HeadKind, NormKind, Positions};
 use crate::families::{AttentionNames, ProjectionNames, StackNames};
-use crate::{ModelConfig, ModelError, TensorSource};
+use crate::{Family, ModelConfig, ModelError, TensorSource};
 use std::ops::Range;
 
 /// A parameter's full name and shape.
@@ -288,10 +288,14 @@ pub fn check(config: &ModelConfig, parts: &Parts, source: &dyn TensorSource) -> 
 }
 
 impl ModelConfig {
-    /// Settles what a family leaves to the weight file; `has` says whether the file holds a tensor: whether the head is
-    /// the embedding (T5), whether untied stacks have embeddings of their own and logits a bias (BART).
+    /// Settles what a family leaves to the weight file; `has` says whether the file holds a tensor: whether there is a head at
+    /// all (base classes), whether it is the embedding (T5), whether untied stacks have embeddings of their own and logits a bias (BART).
     pub fn settled_by(mut self, has: impl Fn(&str) -> bool) -> Self {
         let table = self.family.table();
+        // A file of a base class has no head, and some say so that have one.
+        if self.head == HeadKind::None && !matches!(self.family, Family::Bert) && has(&format!("{}.weight", table.head.weight)) {
+            self.head = HeadKind::Language;
+        }
         if table.file_ties_head && self.head == HeadKind::Language {
             self.tied_head = !has(&format!("{}.weight", table.head.weight));
         }

@@ -1,7 +1,7 @@
 //! Configs of the families: what keys that are left out mean, both styles, and what the weight file decides.
 
 use barycenter_model::names::{self, Parts};
-use barycenter_model::{Activation, HeadKind, ModelConfig, NormKind, Positions};
+use barycenter_model::{Activation, HeadKind, ModelConfig, NormKind, Positions, RopeConfig, RopeScaling};
 use serde_json::{Value, json};
 
 fn parse(value: Value) -> ModelConfig {
@@ -61,7 +61,88 @@ fn gemma3_reads_both_styles_the_same() {
     assert_eq!(old, new);
     assert_eq!((old.norm, old.embedding_scale, old.windows[..3].to_vec()), (NormKind::RmsOnePlus, 8.0, vec![8, 8, 0]));
     assert_eq!(old.rope(0).map(|rope| rope.theta), Some(5e3), "layers with a window have their own base");
-    assert!(message(json!({"model_type": "gemma3_text", "final_logit_softcapping": 30.0})).contains("final_logit_softcapping"));
+    assert_eq!(with(json!({"final_logit_softcapping": 30.0})).logit_cap, Some(30.0));
+    assert!(message(json!({"model_type": "gemma3_text", "attn_logit_softcapping": 30.0})).contains("attn_logit_softcapping"));
+    // The old key is put over the new one; its window may be absent where no layer slides.
+    let both = with(json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 3e2}}}));
+    assert_eq!(both.rope(5), Some(&RopeConfig { theta: 3e2, scaling: RopeScaling::Linear { factor: 4.0 } }));
+    assert_eq!(with(json!({"sliding_window": null, "layer_types": ["full_attention", "full_attention", "full_attention", "full_attention", "full_attention", "full_attention"]})).windows, [0; 6]);
+    assert!(message(json!({"model_type": "gemma3_text", "sliding_window": null})).contains("sliding_window"));
+}
+
+/// What `from_pretrained` of transformers 5.24 makes of the same keys.
+#[test]
+fn keys_that_say_the_same_thing_twice_are_weighed_as_transformers_does() {
+    let gpt2 = parse(json!({"model_type": "gpt2", "hidden_size": 24, "num_hidden_layers": 2, "n_head": 3, "num_attention_heads": 2, "n_positions": 9, "max_position_embeddings": 30}));
+    assert_eq!((gpt2.width, gpt2.layers, gpt2.heads, gpt2.max_positions), (24, 2, 2, 30), "a key's other name wins");
+    let t5 = parse(json!({"model_type": "t5", "hidden_size": 24, "num_attention_heads": 3, "head_dim": 5, "num_hidden_layers": 2}));
+    assert_eq!((t5.width, t5.heads, t5.head_dim, t5.layers), (24, 3, 5, 2));
+    let bart = parse(json!({"model_type": "bart", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "decoder_attention_heads": 4}));
+    let encoder = bart.encoder.as_deref().expect("BART has an encoder");
+    assert_eq!((bart.width, bart.heads, encoder.heads, encoder.layers, bart.layers), (24, 4, 3, 2, 12));
+    let gated = parse(json!({"model_type": "t5", "dense_act_fn": "silu", "is_gated_act": true, "feed_forward_proj": "relu"}));
+    assert_eq!((gated.gated, gated.activation), (true, Activation::Silu));
+    let labels = parse(json!({"model_type": "bert", "architectures": ["BertForSequenceClassification"], "num_labels": 7, "id2label": {"0": "a", "1": "b", "2": "c"}}));
+    assert_eq!(labels.classes(), 3);
+
+    let scaling = |changes: Value| {
+        let mut config = json!({"model_type": "llama", "max_position_embeddings": 64});
+        changes.as_object().expect("an object").iter().for_each(|(key, value)| config[key] = value.clone());
+        *parse(config).rope(0).expect("Llama rotates")
+    };
+    let linear = RopeConfig { theta: 500.0, scaling: RopeScaling::Linear { factor: 4.0 } };
+    let new = json!({"rope_type": "default", "rope_theta": 7.0});
+    assert_eq!(scaling(json!({"rope_parameters": new, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 500.0})), linear);
+    assert_eq!(scaling(json!({"rope_parameters": new, "rope_scaling": {}})).theta, 7.0);
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
+    let original = |config: RopeConfig| match config.scaling {
+        RopeScaling::Llama3 { original_max_positions, .. } => original_max_positions,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(original(scaling(json!({"rope_parameters": llama3, "original_max_position_embeddings": 16}))), 16.0);
+    let yarn = json!({"rope_type": "yarn", "factor": null, "beta_fast": 0, "original_max_position_embeddings": 16});
+    let RopeScaling::Yarn { factor, beta_fast, .. } = scaling(json!({"rope_parameters": yarn})).scaling else { panic!("YaRN") };
+    assert_eq!((factor, beta_fast), (4.0, 32.0));
+    assert!(message(json!({"model_type": "qwen2", "rope_parameters": {"full_attention": {"rope_type": "default"}}})).contains("rope_parameters"));
+}
+
+#[test]
+fn windows_are_where_transformers_has_them() {
+    let kinds = ["sliding_attention", "full_attention"];
+    let mistral = parse(json!({"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 3, "layer_types": kinds}));
+    assert_eq!(mistral.windows, [3, 3], "Mistral does not read layer_types");
+    let qwen = json!({"model_type": "qwen3", "num_hidden_layers": 2, "sliding_window": 3, "use_sliding_window": true, "layer_types": kinds});
+    assert_eq!(parse(qwen.clone()).windows, [3, 0]);
+    let mut off = qwen;
+    off["use_sliding_window"] = false.into();
+    assert!(message(off.clone()).contains("layer_types"));
+    off["layer_types"] = json!(["attention", "full_attention"]);
+    assert_eq!(parse(off).windows, [0, 0]);
+}
+
+#[test]
+fn a_dynamic_rotation_is_computed_up_to_the_models_context() {
+    let llama = parse(json!({"model_type": "llama", "max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0}}));
+    assert_eq!(llama.position_limit(), Some(64));
+    let plain = RopeConfig { theta: 1e4, scaling: RopeScaling::Default };
+    assert_eq!(llama.rope(0).expect("Llama rotates").inv_freq(8), plain.inv_freq(8));
+    assert!(message(json!({"model_type": "llama", "rope_scaling": {"type": "dynamic"}})).contains("factor"));
+}
+
+#[test]
+fn a_class_says_which_head_there_is() {
+    let with = |model_type: &str, class: &str, tied: bool| json!({"model_type": model_type, "architectures": [class], "tie_word_embeddings": tied});
+    let base = parse(with("llama", "LlamaModel", false));
+    assert_eq!(base.head, HeadKind::None);
+    assert_eq!(base.clone().settled_by(|_| false).head, HeadKind::None);
+    assert_eq!(base.settled_by(|name| name == "lm_head.weight").head, HeadKind::Language, "the file has one all the same");
+    assert_eq!(parse(with("qwen2", "Qwen2Model", true)).head, HeadKind::Language);
+    assert_eq!(parse(with("t5", "T5WithLMHeadModel", true)).head, HeadKind::Language);
+    for (model_type, class) in [("llama", "LlamaForSequenceClassification"), ("gpt2", "GPT2ForTokenClassification"), ("bart", "BartForCausalLM"), ("t5", "T5EncoderModel")] {
+        let said = message(with(model_type, class, true));
+        assert!(said.contains("architectures") && said.contains(class), "{said}");
+    }
+    assert!(message(json!({"model_type": "llama", "per_layer_config": {"0": {"head_dim": 4}}})).contains("per_layer_config"));
 }
 
 #[test]

@@ -67,6 +67,8 @@ pub struct Head {
     pub shards: Shards,
     /// `[classes]`.
     pub bias: Option<Var>,
+    /// What bounds the logits ([`ModelConfig::logit_cap`]).
+    pub cap: Option<f32>,
 }
 
 /// Between final norm and matrix.
@@ -103,12 +105,12 @@ impl Head {
         };
         let bias = names::head_bias(config).map(|bias| source.get(&bias.name)).transpose()?;
         let first_token = matches!(config.head, HeadKind::Classifier { .. });
-        Ok(Self { final_norm, transform, scale: config.head_scale as f32, first_token, shards, bias })
+        Ok(Self { final_norm, transform, scale: config.head_scale as f32, first_token, shards, bias, cap: config.logit_cap.map(|cap| cap as f32) })
     }
 
     /// A linear layer alone, `weight: [classes, width]`, on rows of any width.
     pub fn linear(weight: Var, bias: Var) -> Self {
-        Self { final_norm: None, transform: Transform::None, scale: 1.0, first_token: false, shards: vec![(weight, 0)], bias: Some(bias) }
+        Self { final_norm: None, transform: Transform::None, scale: 1.0, first_token: false, shards: vec![(weight, 0)], bias: Some(bias), cap: None }
     }
 
     /// The final norm alone: what transformers calls the last hidden state.

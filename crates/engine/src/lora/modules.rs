@@ -1,7 +1,7 @@
 //! Which linear layers of a model get a product, of which rank and scale.
 
 use crate::EngineError;
-use barycenter_model::{ModelConfig, names};
+use barycenter_model::{HeadKind, ModelConfig, names};
 use fancy_regex::Regex;
 
 /// Which linear layers get a trained product, and how large.
@@ -32,6 +32,10 @@ pub struct Patterns {
     pub ranks: Vec<(String, usize)>,
     /// `alpha_pattern`: ends of names, and their alpha.
     pub alphas: Vec<(String, f64)>,
+    /// `layers_pattern`: what stands before the number that `layers` counts by; the first number in a name if none is given.
+    pub layers: Vec<String>,
+    /// `modules_to_save`: what is saved whole, so that nothing in it is taken.
+    pub saved: Vec<String>,
 }
 
 impl LoraConfig {
@@ -83,8 +87,8 @@ pub struct LoraModule {
 /// The linear layers of a model that a configuration names, in the order of computing.
 ///
 /// # Errors
-/// If it names none, a layer that the model does not have, a rank of 0, two ranks or alphas for one module, or a pattern that
-/// is no regular expression.
+/// If it names none, a layer that the model does not have, something outside of the layers, a rank of 0, two ranks or alphas for
+/// one module, or a pattern that is no regular expression; if something is saved whole that is no part of a classifier.
 pub fn lora_modules(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<LoraModule>, EngineError> {
     let bad = |text: String| Err(EngineError::BadLora(text));
     let most = names::stacks(model).map(|(stack, _)| stack.layers).max().unwrap_or(0);
@@ -92,6 +96,12 @@ pub fn lora_modules(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Lora
         return bad(format!("layer {layer} was named, the model has layers 0 to {}", most.saturating_sub(1)));
     }
     let chosen = Chosen::compile(config)?;
+    for module in modules_outside_layers(model) {
+        if chosen.takes_outside(&module)? {
+            return bad(format!("target_modules names {module}, and only linear layers within the model's layers get a product here"));
+        }
+    }
+    chosen.check_saved(model)?;
     let transposed = model.family.table().transposed;
     let mut modules = Vec::new();
     for (stack, _) in names::stacks(model) {
@@ -101,7 +111,7 @@ pub fn lora_modules(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Lora
             for (parameter, shape) in &shapes {
                 let (Some(name), [rows, cols]) = (parameter.strip_suffix(".weight"), shape.as_slice()) else { continue };
                 let full_name = names::layer_parameter(stack, layer, name);
-                if !chosen.takes(layer, &full_name)? {
+                if !chosen.takes(Some(layer), &full_name)? {
                     continue;
                 }
                 let (rank, scale) = chosen.size(&full_name)?;
@@ -122,6 +132,22 @@ pub fn lora_modules(model: &ModelConfig, config: &LoraConfig) -> Result<Vec<Lora
     Ok(modules)
 }
 
+/// Names of what else has a matrix: embeddings, tables of positions, what stands on the last layer.
+fn modules_outside_layers(model: &ModelConfig) -> Vec<String> {
+    let tables = |(stack, _): (&ModelConfig, _)| {
+        let list = [Some(names::embedding(stack)), names::position_table(stack), names::token_type_table(stack), names::relative_bias(stack)];
+        list.into_iter().flatten()
+    };
+    let mut list: Vec<_> = names::stacks(model).flat_map(tables).chain(names::head_transform(model)).chain(names::head(model)).collect();
+    list.retain(|parameter| parameter.shape.len() == 2);
+    let mut modules: Vec<_> = list.iter().filter_map(|parameter| Some(parameter.name.strip_suffix(".weight")?.to_string())).collect();
+    // It is a module of its own also where its matrix is the embedding's.
+    if matches!(model.head, HeadKind::Language | HeadKind::Masked) {
+        modules.push(model.family.table().head.weight.to_string());
+    }
+    modules
+}
+
 /// A configuration with its patterns compiled.
 struct Chosen<'a> {
     config: &'a LoraConfig,
@@ -129,33 +155,82 @@ struct Chosen<'a> {
     excluded: Option<Regex>,
     ranks: Vec<(Regex, usize)>,
     alphas: Vec<(Regex, f64)>,
+    layers: Vec<Regex>,
+    saved: Vec<Regex>,
 }
 
 impl<'a> Chosen<'a> {
     fn compile(config: &'a LoraConfig) -> Result<Self, EngineError> {
-        let Patterns { targets, excluded, ranks, alphas } = &config.patterns;
+        let Patterns { targets, excluded, ranks, alphas, layers, saved } = &config.patterns;
         let whole = |pattern: &String| regex(pattern, &format!("^(?:{pattern})$"));
         let end = |pattern: &String| regex(pattern, &format!(r"^(?:.*\.)?(?:{pattern})$"));
+        let numbered = |pattern: &String| regex(pattern, &format!(r"^(?:.*?\.)?{pattern}\.(?P<number>\d+)\."));
+        let part = |pattern: &String| regex(pattern, &format!(r"^(?:.*\.)?{pattern}(?:\.|$)"));
         Ok(Self {
             config,
             targets: targets.as_ref().map(whole).transpose()?,
             excluded: excluded.as_ref().map(whole).transpose()?,
             ranks: ranks.iter().map(|(pattern, rank)| Ok((end(pattern)?, *rank))).collect::<Result<_, EngineError>>()?,
             alphas: alphas.iter().map(|(pattern, alpha)| Ok((end(pattern)?, *alpha))).collect::<Result<_, EngineError>>()?,
+            layers: layers.iter().map(numbered).collect::<Result<_, _>>()?,
+            saved: saved.iter().map(part).collect::<Result<_, _>>()?,
         })
     }
 
-    fn takes(&self, layer: usize, module: &str) -> Result<bool, EngineError> {
+    /// Whether a module of a layer (from 0), or of none, gets a product.
+    fn takes(&self, layer: Option<usize>, module: &str) -> Result<bool, EngineError> {
         if let Some(excluded) = &self.excluded
             && matches(excluded, module)?
         {
             return Ok(false);
         }
+        for saved in &self.saved {
+            if matches(saved, module)? {
+                return Ok(false);
+            }
+        }
         if let Some(targets) = &self.targets {
             return matches(targets, module);
         }
-        let named = |target: &String| target == "all-linear" || module == target || module.ends_with(&format!(".{target}"));
-        Ok(self.config.layers.as_ref().is_none_or(|layers| layers.contains(&layer)) && self.config.targets.iter().any(named))
+        // A whole name is taken whatever the layers say.
+        if self.config.targets.iter().any(|target| module == target) {
+            return Ok(true);
+        }
+        let named = |target: &String| target == "all-linear" || module.ends_with(&format!(".{target}"));
+        Ok(self.config.targets.iter().any(named) && self.is_in_layers(layer, module)?)
+    }
+
+    /// The same of a module outside of the layers, where the word for all linear layers of the model does not mean it.
+    fn takes_outside(&self, module: &str) -> Result<bool, EngineError> {
+        Ok(!self.config.targets.iter().any(|target| target == "all-linear") && self.takes(None, module)?)
+    }
+
+    fn is_in_layers(&self, layer: Option<usize>, module: &str) -> Result<bool, EngineError> {
+        let Some(layers) = &self.config.layers else { return Ok(true) };
+        let mut number = layer.filter(|_| self.layers.is_empty());
+        for pattern in &self.layers {
+            let found = pattern.captures(module).map_err(|error| untried(module, error))?;
+            if let Some(found) = found.and_then(|found| found.name("number")?.as_str().parse().ok()) {
+                number = Some(found);
+                break;
+            }
+        }
+        Ok(number.is_some_and(|number| layers.contains(&number)))
+    }
+
+    /// Refuses what is saved whole and is not trained here.
+    fn check_saved(&self, model: &ModelConfig) -> Result<(), EngineError> {
+        let classifier: Vec<_> = names::classifier(model).into_iter().map(|parameter| parameter.name).collect();
+        let parameters = names::Parts::all(model).parameters(model).into_iter().map(|parameter| parameter.name);
+        for name in parameters.chain(modules_outside_layers(model)).filter(|name| !classifier.contains(name)) {
+            let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(&name);
+            for saved in &self.saved {
+                if !classifier.iter().any(|parameter| parameter.starts_with(module)) && matches(saved, module)? {
+                    return Err(EngineError::BadLora(format!("modules_to_save names {module}, and only a classifier is trained whole beside products")));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Rank and scale of a module.
@@ -183,7 +258,11 @@ fn regex(pattern: &str, anchored: &str) -> Result<Regex, EngineError> {
 }
 
 fn matches(pattern: &Regex, module: &str) -> Result<bool, EngineError> {
-    pattern.is_match(module).map_err(|error| EngineError::BadLora(format!("a pattern could not be tried on {module} ({error})")))
+    pattern.is_match(module).map_err(|error| untried(module, error))
+}
+
+fn untried(module: &str, error: fancy_regex::Error) -> EngineError {
+    EngineError::BadLora(format!("a pattern could not be tried on {module} ({error})"))
 }
 
 #[cfg(test)]
@@ -218,6 +297,31 @@ mod tests {
         ]));
         let excluded = chosen(r#"{"r":2,"target_modules":["q_proj","v_proj","k_proj","o_proj"],"layers_to_transform":0,"exclude_modules":["self_attn.q_proj","v_proj"]}"#);
         assert_eq!(excluded.unwrap().into_iter().map(|(name, ..)| name).collect::<Vec<_>>(), ["0.self_attn.k_proj", "0.self_attn.o_proj"]);
+    }
+
+    /// Again of peft 0.21: whole names are taken whatever the layers say, an empty list of layers is none, the number is the
+    /// one behind `layers_pattern`, and nothing is taken of what is saved whole.
+    #[test]
+    fn layers_and_names_are_read_as_peft_reads_them() {
+        let names = |settings: &str| chosen(settings).unwrap().into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
+        let whole = names(r#"{"r":2,"target_modules":["k_proj","model.layers.3.self_attn.q_proj"],"layers_to_transform":[1]}"#);
+        assert_eq!(whole, ["1.self_attn.k_proj", "3.self_attn.q_proj"]);
+        assert_eq!(names(r#"{"r":2,"target_modules":["q_proj"],"layers_to_transform":[]}"#).len(), 12);
+        assert_eq!(names(r#"{"r":2,"target_modules":["q_proj"],"layers_to_transform":[2],"layers_pattern":"layers"}"#), ["2.self_attn.q_proj"]);
+        assert!(chosen(r#"{"r":2,"target_modules":["q_proj"],"layers_to_transform":[2],"layers_pattern":["h"]}"#).is_err());
+    }
+
+    /// What PEFT does and these products do not is never left out in silence.
+    #[test]
+    fn what_is_not_computed_is_named() {
+        let text = |settings: &str| chosen(settings).unwrap_err().to_string();
+        assert!(text(r#"{"r":2,"target_modules":["q_proj","lm_head"]}"#).contains("target_modules names lm_head"));
+        assert!(text(r#"{"r":2,"target_modules":["embed_tokens"]}"#).contains("model.embed_tokens"));
+        assert!(text(r#"{"r":2,"target_modules":["q_proj"],"modules_to_save":["lm_head"]}"#).contains("modules_to_save names lm_head"));
+        assert!(text(r#"{"r":2,"target_modules":["q_proj"],"bias":"all"}"#).contains("`bias`"));
+        assert!(text(r#"{"r":2,"target_modules":["q_proj"],"layer_replication":[[0,1]]}"#).contains("layer_replication"));
+        assert!(text(r#"{"r":2,"target_modules":["q_proj"],"init_lora_weights":"pissa_niter_4"}"#).contains("pissa_niter_4"));
+        assert!(chosen(r#"{"r":2,"target_modules":["q_proj"],"bias":"none","layer_replication":null,"trainable_token_indices":null,"loftq_config":{}}"#).is_ok());
     }
 
     #[test]

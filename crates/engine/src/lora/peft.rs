@@ -6,7 +6,7 @@ use barycenter_model::{HeadKind, ModelConfig, RawTensor, names};
 use serde_json::Value;
 
 /// What PEFT puts before a module's name.
-const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// PEFT's name of the `A` or `B` of a module.
 pub fn peft_name(module: &str, part: char) -> String {
@@ -52,6 +52,22 @@ impl PeftTask {
     }
 }
 
+/// What PEFT may add to, or do otherwise than, a product beside a linear layer.
+const NOT_COMPUTED: [&str; 12] = [
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "use_bdlora",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+];
+
 /// `adapter_config.json` of PEFT.
 pub struct PeftConfig;
 
@@ -66,10 +82,24 @@ impl PeftConfig {
         if json["peft_type"].as_str().is_some_and(|kind| kind != "LORA") {
             return Err(bad(format!("is of {}, only LORA is read", json["peft_type"])));
         }
-        for key in ["use_dora", "use_qalora", "lora_bias"] {
-            if json[key].as_bool() == Some(true) {
+        for key in NOT_COMPUTED {
+            let is_said = match &json[key] {
+                Value::Null | Value::Bool(false) => false,
+                Value::Array(list) => !list.is_empty(),
+                Value::Object(object) => !object.is_empty(),
+                _ => true,
+            };
+            if is_said {
                 return Err(bad(format!("sets `{key}`, which is not computed here")));
             }
+        }
+        if let Some(bias) = json["bias"].as_str().filter(|&bias| bias != "none") {
+            return Err(bad(format!("sets `bias` to {bias}: biases are not trained beside products here, only `none` is read")));
+        }
+        // These take the start of the products away from the frozen weights.
+        let start = json["init_lora_weights"].as_str().unwrap_or_default();
+        if ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|kind| start.starts_with(kind)) {
+            return Err(bad(format!("sets `init_lora_weights` to {start}, which changes the weights beneath: save the adapter converted to a plain LoRA (`path_initial_model_for_weight_conversion`)")));
         }
         let rank = json["r"].as_u64().filter(|&rank| rank > 0).ok_or_else(|| bad("has no rank `r`".into()))? as usize;
         let texts = |value: &Value| -> Vec<String> {
@@ -99,8 +129,11 @@ impl PeftConfig {
             },
             ranks: ranks.collect::<Result<_, _>>()?,
             alphas: alphas.collect::<Result<_, _>>()?,
+            layers: texts(&json["layers_pattern"]),
+            saved: texts(&json["modules_to_save"]),
         };
-        let layers = match json.get("layers_to_transform").or_else(|| json.get("layers")) {
+        let layers = match json.get("layers_to_transform").filter(|layers| !layers.is_null()).or_else(|| json.get("layers")) {
+            Some(Value::Array(list)) if list.is_empty() => None,
             Some(Value::Array(list)) => Some(list.iter().filter_map(|layer| Some(layer.as_u64()? as usize)).collect()),
             Some(Value::Number(layer)) => layer.as_u64().map(|layer| vec![layer as usize]),
             _ => None,
@@ -136,6 +169,7 @@ impl PeftConfig {
             "rank_pattern": Value::Object(config.patterns.ranks.iter().map(|(pattern, rank)| (pattern.clone(), (*rank).into())).collect()),
             "alpha_pattern": Value::Object(config.patterns.alphas.iter().map(|(pattern, alpha)| (pattern.clone(), (*alpha).into())).collect()),
             "layers_to_transform": config.layers,
+            "layers_pattern": (!config.patterns.layers.is_empty()).then_some(&config.patterns.layers),
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": transposed,
@@ -169,6 +203,7 @@ mod tests {
             excluded: Some(r".*\.0\..*".into()),
             ranks: vec![("q_proj".into(), 3)],
             alphas: vec![(r"layers\.1\..*".into(), 2.5)],
+            ..Patterns::default()
         };
         let config = LoraConfig { targets: Vec::new(), layers: None, patterns, ..config };
         assert_eq!(PeftConfig::read(&PeftConfig::write(&config, "org/model", &llama)).unwrap(), config);

@@ -5,7 +5,7 @@
 
 use crate::EngineError;
 use crate::params::{ParameterInfo, flat_layout};
-use barycenter_model::{ModelConfig, Positions, RawTensor, names};
+use barycenter_model::{Family, ModelConfig, Positions, RawTensor, names};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -72,16 +72,18 @@ impl SideConfig {
     }
 }
 
-/// The sizes of a side layer: width, head width and feed-forward width divided, everything else kept.
+/// The sizes of a side layer: width, head width and feed-forward width divided, everything else kept. What no other size
+/// depends on is rounded down: the feed-forward width, and the head width where heads need not fill the width.
 pub fn side_model_config(model: &ModelConfig, reduction: usize) -> Result<ModelConfig, EngineError> {
-    let divide = |what, size: usize| match reduction {
-        1.. if size.is_multiple_of(reduction) => Ok(size / reduction),
+    let divide = |what, size: usize, exactly: bool| match size.checked_div(reduction) {
+        Some(divided @ 1..) if !exactly || size.is_multiple_of(reduction) => Ok(divided),
         _ => Err(EngineError::BadReduction { what, size, reduction }),
     };
+    let heads_fill_width = matches!(model.family, Family::Gpt2 | Family::Bert | Family::Bart);
     let side = ModelConfig {
-        width: divide("width", model.width)?,
-        head_dim: divide("head width", model.head_dim)?,
-        ffn_width: divide("feed-forward width", model.ffn_width)?,
+        width: divide("width", model.width, true)?,
+        head_dim: divide("head width", model.head_dim, heads_fill_width)?,
+        ffn_width: divide("feed-forward width", model.ffn_width, false)?,
         ..model.clone()
     };
     if side.head_dim % 2 == 1 && matches!(side.positions, Positions::Rotary { .. }) {

@@ -6,7 +6,7 @@ use crate::EngineError;
 use crate::bottleneck::{BottleneckConfig, Bottlenecks};
 use crate::chains::{Chains, ChainsConfig};
 use crate::heads::trained_head;
-use crate::lora::{Lora, PeftConfig, find_stored, peft_saved_name};
+use crate::lora::{Lora, PEFT_PREFIX, PeftConfig, peft_saved_name};
 use crate::optim::{AdamWConfig, LinearSchedule};
 use crate::packed::MicroBatch;
 use crate::parallel::ParallelTrainer;
@@ -54,6 +54,14 @@ impl RunSettings {
     }
 
     fn chains(&self, path: &Path) -> Result<ChainsConfig, EngineError> {
+        if self.json.get("version").is_some_and(|version| *version != 1) {
+            let reason = format!("it is of version {} of parallel adapters, and runs of version 1 are repeated here", self.json["version"]);
+            return Err(EngineError::File { file: path.display().to_string(), reason });
+        }
+        if let Some(fusion) = self.json["fusion"].as_str().filter(|&fusion| !["gate", "sum"].contains(&fusion)) {
+            let reason = format!("`fusion` is `{fusion}`, and `gate` and `sum` are computed");
+            return Err(EngineError::File { file: path.display().to_string(), reason });
+        }
         let taps = |key: &str| -> Result<Option<Vec<usize>>, EngineError> {
             let bad = || EngineError::File { file: path.display().to_string(), reason: format!("`{key}` holds something that is not a number") };
             let Some(list) = self.json[key].as_array() else { return Ok(None) };
@@ -160,7 +168,12 @@ pub(super) async fn verify_run(
         trainer::update(&mut *trainer, settings.lr, 1.0);
     }
     report.push(part, "losses", &losses, &file.load("losses")?.to_f32());
-    compare(config, part, "final", trainer::tensors(&*trainer).await?, file, report)?;
+    let compared = compare(config, part, "final", trainer::tensors(&*trainer).await?, file, report)?;
+    // What the reference trained and this run did not is infinitely far off.
+    let missed: Vec<_> = file.names().filter(|name| name.starts_with("final.") && !compared.contains(*name)).map(str::to_string).collect();
+    for name in missed {
+        report.push(part, format!("{name} (not trained here)"), &[], &file.load(&name)?.to_f32());
+    }
     if file.has("final_logits") {
         let reference = file.load("final_logits")?;
         let is_classifier = matches!(config.head, HeadKind::Classifier { .. });
@@ -176,11 +189,17 @@ pub(super) async fn verify_run(
 
 /// The name under which a run of `peft` starts a parameter that is saved whole.
 fn stored_peft(parameter: &str, file: &FolderTensors) -> Option<String> {
-    let found = |name: &str| format!("init.{}", peft_saved_name(name));
-    names::stored_name(parameter, |name| file.has(&found(name))).map(|name| found(&name))
+    stored_in(file, "init", &peft_saved_name(parameter))
 }
 
-/// Compares tensors with those of a file behind `prefix`; of gradients those that the file has.
+/// The name behind `prefix` under which a file holds a tensor, which may be one of PEFT's.
+fn stored_in(file: &FolderTensors, prefix: &str, name: &str) -> Option<String> {
+    let (of_peft, name) = name.strip_prefix(PEFT_PREFIX).map_or(("", name), |name| (PEFT_PREFIX, name));
+    let full = |name: &str| format!("{prefix}.{of_peft}{name}");
+    names::stored_name(name, |name| file.has(&full(name))).map(|name| full(&name))
+}
+
+/// Compares tensors with those of a file behind `prefix`, of gradients those that the file has; returns the file's names.
 fn compare(
     config: &ModelConfig,
     part: &'static str,
@@ -188,21 +207,22 @@ fn compare(
     tensors: BTreeMap<String, RawTensor>,
     file: &mut FolderTensors,
     report: &mut Report,
-) -> Result<(), EngineError> {
+) -> Result<BTreeSet<String>, EngineError> {
+    let mut compared = BTreeSet::new();
     for (name, tensor) in tensors {
-        let reference = match part {
-            "lora" => find_stored(&name, &mut |name| file.load(&format!("{prefix}.{name}")).ok()),
-            _ => names::stored_name(&name, |name| file.has(&format!("{prefix}.{name}"))).and_then(|name| file.load(&format!("{prefix}.{name}")).ok()),
-        };
-        let is_gradient = prefix == "grad1";
-        if is_gradient && (reference.is_none() || has_no_gradient(config, &name)) {
+        let stored = stored_in(file, prefix, &name);
+        if prefix == "grad1" && (stored.is_none() || has_no_gradient(config, &name)) {
             continue;
         }
         // What is missing is infinitely far off.
-        let reference = reference.map(|reference| reference.to_f32()).unwrap_or_default();
+        let reference = match &stored {
+            Some(stored) => file.load(stored)?.to_f32(),
+            None => Vec::new(),
+        };
         report.push(part, format!("{prefix}.{name}"), &tensor.to_f32(), &reference);
+        compared.extend(stored);
     }
-    Ok(())
+    Ok(compared)
 }
 
 /// Whether a parameter's gradient is 0 but for rounding, so that there is nothing to compare: the bias of a key adds

@@ -7,16 +7,24 @@ use serde_json::Value;
 /// A `config.json`; "absent" and "null" are told apart only where transformers does.
 pub(crate) struct Reader<'a> {
     json: &'a Value,
+    /// (a key's other name, the key): see [`crate::families::FamilyTable::other_names`].
+    other_names: &'static [(&'static str, &'static str)],
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(json: &'a Value) -> Self {
-        Self { json }
+        Self { json, other_names: &[] }
+    }
+
+    /// The same with keys that may stand under another name, which then wins, as in transformers.
+    pub(crate) fn with_other_names(self, other_names: &'static [(&'static str, &'static str)]) -> Self {
+        Self { other_names, ..self }
     }
 
     /// The value of a key, `None` if it is absent.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.json.get(key)
+        let other = self.other_names.iter().find(|(_, named)| *named == key).and_then(|(other, _)| self.json.get(other));
+        other.or_else(|| self.json.get(key))
     }
 
     /// A text, `None` if the key is absent or no text.
@@ -70,14 +78,28 @@ impl<'a> Reader<'a> {
 
     /// The rotation of all layers.
     pub(crate) fn rotary(&self, max_positions: usize) -> Result<Positions, ModelError> {
-        let nested = ["rope_parameters", "rope_scaling"].iter().filter_map(|key| self.get(key)).find(|value| value.is_object());
-        let rope = self.rope(nested.unwrap_or(&Value::Null), "rope_theta", 10_000.0, max_positions)?;
+        let is_said = |value: &&Value| value.as_object().is_some_and(|object| !object.is_empty());
+        // transformers takes the old key where both are there, and the length beside the object before the one in it.
+        let nested = ["rope_scaling", "rope_parameters"].iter().filter_map(|key| self.get(key)).find(is_said).unwrap_or(&Value::Null);
+        if let Some(kind) = ["full_attention", "sliding_attention"].iter().find(|kind| nested.get(kind).is_some()) {
+            return Err(invalid("rope_parameters", format!("given for each kind of layer (`{kind}`)"), "one rotation for all layers in this family".into()));
+        }
+        let original = self.number("original_max_position_embeddings")?;
+        let rope = self.rope(nested, "rope_theta", 10_000.0, original, max_positions)?;
         Ok(Positions::Rotary { rope, local: None })
     }
 
-    /// A rotation from its object (or null), with the key that holds the base beside the object in the old style.
-    pub(crate) fn rope(&self, nested: &Value, theta_key: &'static str, theta: f64, max_positions: usize) -> Result<RopeConfig, ModelError> {
-        let rope = Reader { json: nested };
+    /// A rotation from its object (or null), with the key that holds the base beside the object in the old style, and the
+    /// length before stretching where it stands beside the object.
+    pub(crate) fn rope(
+        &self,
+        nested: &Value,
+        theta_key: &'static str,
+        theta: f64,
+        original: Option<f64>,
+        max_positions: usize,
+    ) -> Result<RopeConfig, ModelError> {
+        let rope = Reader::new(nested);
         let theta = match rope.number("rope_theta")? {
             Some(theta) => theta,
             None => self.number(theta_key)?.unwrap_or(theta),
@@ -99,13 +121,17 @@ impl<'a> Reader<'a> {
             None => Ok(default),
             Some(value) => Err(invalid(key, value.to_string(), "a positive number".into())),
         };
-        let original_max_positions = || match rope.number("original_max_position_embeddings")? {
+        let original_max_positions = || match original {
             Some(original) => Ok::<f64, ModelError>(original),
-            None => Ok(self.number("original_max_position_embeddings")?.unwrap_or(max_positions as f64)),
+            None => Ok(rope.number("original_max_position_embeddings")?.unwrap_or(max_positions as f64)),
         };
         let scaling = match kind {
             "default" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: needed("factor")? },
+            "dynamic" => {
+                needed("factor")?;
+                RopeScaling::Dynamic
+            }
             "llama3" => RopeScaling::Llama3 {
                 factor: needed("factor")?,
                 low_freq_factor: needed("low_freq_factor")?,
@@ -113,7 +139,11 @@ impl<'a> Reader<'a> {
                 original_max_positions: original_max_positions()?,
             },
             "yarn" => {
-                let factor = needed("factor")?;
+                // Null means the ratio of the lengths.
+                let factor = match rope.get("factor") {
+                    Some(Value::Null) => max_positions as f64 / original_max_positions()?,
+                    _ => needed("factor")?,
+                };
                 let weights = (rope.number("mscale")?.filter(|&weight| weight != 0.0), rope.number("mscale_all_dim")?.filter(|&weight| weight != 0.0));
                 let usual = match weights {
                     (Some(weight), Some(all)) => yarn_attention_factor(factor, weight) / yarn_attention_factor(factor, all),
@@ -121,15 +151,16 @@ impl<'a> Reader<'a> {
                 };
                 RopeScaling::Yarn {
                     factor,
-                    beta_fast: positive("beta_fast", 32.0)?,
-                    beta_slow: positive("beta_slow", 1.0)?,
+                    // To transformers 0 means the default.
+                    beta_fast: if rope.number("beta_fast")? == Some(0.0) { 32.0 } else { positive("beta_fast", 32.0)? },
+                    beta_slow: if rope.number("beta_slow")? == Some(0.0) { 1.0 } else { positive("beta_slow", 1.0)? },
                     truncate: rope.flag("truncate", true)?,
                     original_max_positions: original_max_positions()?,
                     attention_factor: positive("attention_factor", usual)?,
                 }
             }
             other => {
-                return Err(invalid("rope_type", format!("`{other}`"), "`default`, `linear`, `llama3` or `yarn`".into()));
+                return Err(invalid("rope_type", format!("`{other}`"), "`default`, `linear`, `dynamic`, `llama3` or `yarn`".into()));
             }
         };
         Ok(RopeConfig { theta, scaling })
@@ -143,7 +174,8 @@ impl<'a> Reader<'a> {
         }
         let windows = types.iter().map(|kind| match kind.as_str() {
             Some("sliding_attention") => Ok(window),
-            Some("full_attention") => Ok(0),
+            // The shorter name is of older files.
+            Some("full_attention" | "attention") => Ok(0),
             _ => Err(invalid("layer_types", kind.to_string(), "`full_attention` or `sliding_attention`".into())),
         });
         windows.collect::<Result<_, _>>().map(Some)
@@ -160,7 +192,7 @@ impl<'a> Reader<'a> {
 
     /// A positive whole number, at most 2³¹ (shapes are multiplied later; nothing sensible is larger).
     pub(crate) fn optional(&self, key: &'static str) -> Result<Option<usize>, ModelError> {
-        match self.json.get(key) {
+        match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64() {
                 Some(number) if (1..=1 << 31).contains(&number) => Ok(Some(number as usize)),
@@ -170,7 +202,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn number(&self, key: &'static str) -> Result<Option<f64>, ModelError> {
-        match self.json.get(key) {
+        match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_f64() {
                 Some(number) if number.is_finite() => Ok(Some(number)),
@@ -180,7 +212,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn flag(&self, key: &'static str, default: bool) -> Result<bool, ModelError> {
-        match self.json.get(key) {
+        match self.get(key) {
             None | Some(Value::Null) => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(other) => Err(invalid(key, other.to_string(), "true or false".into())),
@@ -194,7 +226,7 @@ impl<'a> Reader<'a> {
                 .and_then(|id| u32::try_from(id).ok())
                 .ok_or_else(|| invalid(key, value.to_string(), "a token id or a list of them".into()))
         };
-        match self.json.get(key) {
+        match self.get(key) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(ids)) => ids.iter().map(id).collect(),
             // Some conversions write -1 for "none".

@@ -14,6 +14,9 @@ pub enum RopeScaling {
         /// Divisor.
         factor: f64,
     },
+    /// Not at all up to the longest context that the model was made for (`max_position_embeddings`); what is longer would be
+    /// stretched by its own length, and is refused ([`crate::ModelConfig::position_limit`]).
+    Dynamic,
     /// Llama 3.1's rule: low frequencies divided, high ones kept, those between interpolated.
     Llama3 {
         /// Divisor of the low frequencies.
@@ -68,7 +71,7 @@ impl RopeConfig {
 
     fn stretched(&self, pair: usize, freq: f64, head_dim: usize) -> f64 {
         match self.scaling {
-            RopeScaling::Default => freq,
+            RopeScaling::Default | RopeScaling::Dynamic => freq,
             RopeScaling::Linear { factor } => freq / factor,
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let wavelength = TAU / freq;

@@ -51,6 +51,7 @@ static DECODER: StackNames = StackNames {
 pub static TABLE: FamilyTable = FamilyTable {
     family: Family::Bart,
     model_type: "bart",
+    other_names: &[("hidden_size", "d_model"), ("num_attention_heads", "encoder_attention_heads"), ("num_hidden_layers", "encoder_layers")],
     read,
     stack: |config| if config.causal { &DECODER } else { &ENCODER },
     head: HeadNames { bias: Some(("final_logits_bias", 1)), bias_is_buffer: true, ..HeadNames::PLAIN },

@@ -34,6 +34,7 @@ static NAMES: StackNames = StackNames {
 pub static TABLE: FamilyTable = FamilyTable {
     family: Family::Bert,
     model_type: "bert",
+    other_names: &[],
     read,
     stack: |_| &NAMES,
     head: HeadNames {
@@ -93,10 +94,10 @@ pub const CLASSIFIER_CLASS: &str = "BertForSequenceClassification";
 /// By the class the weights were saved from.
 fn head(json: &Reader<'_>) -> Result<HeadKind, ModelError> {
     Ok(match json.architecture() {
-        "BertForMaskedLM" | "BertForPreTraining" => HeadKind::Masked,
+        "BertForMaskedLM" | "BertForPreTraining" | "BertLMHeadModel" => HeadKind::Masked,
         CLASSIFIER_CLASS => {
             let named = json.get("id2label").and_then(Value::as_object).map(|labels| labels.len());
-            HeadKind::Classifier { labels: json.optional("num_labels")?.or(named).unwrap_or(2).max(1), pooled: true }
+            HeadKind::Classifier { labels: named.map_or_else(|| json.optional("num_labels"), |named| Ok(Some(named)))?.unwrap_or(2).max(1), pooled: true }
         }
         _ => HeadKind::None,
     })

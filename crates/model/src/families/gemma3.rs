@@ -2,7 +2,7 @@
 //! a sliding window that rotate by a base of their own.
 
 use super::{AttentionNames, FamilyTable, FeedForwardNames, HeadNames, ProjectionNames, StackNames, SubLayerNorms};
-use crate::config::{Activation, NormKind, Positions, Reader, RopeConfig};
+use crate::config::{Activation, NormKind, Positions, Reader, RopeConfig, invalid};
 use crate::{Family, ModelConfig, ModelError};
 use serde_json::Value;
 
@@ -34,6 +34,7 @@ static NAMES: StackNames = StackNames {
 pub static TABLE: FamilyTable = FamilyTable {
     family: Family::Gemma3,
     model_type: "gemma3_text",
+    other_names: &[],
     read,
     stack: |_| &NAMES,
     head: HeadNames::PLAIN,
@@ -43,7 +44,6 @@ pub static TABLE: FamilyTable = FamilyTable {
 
 fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
     json.only_absent("attn_logit_softcapping")?;
-    json.only_absent("final_logit_softcapping")?;
     json.only("use_bidirectional_attention", false)?;
     let width = json.size("hidden_size", 2304)?;
     let layers = json.size("num_hidden_layers", 26)?;
@@ -65,6 +65,10 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
         positions: positions(json, max_positions)?,
         attention_scale: Some(1.0 / query_scalar.sqrt()),
         embedding_scale: (width as f64).sqrt(),
+        logit_cap: match json.number("final_logit_softcapping")? {
+            Some(cap) if cap <= 0.0 => return Err(invalid("final_logit_softcapping", cap.to_string(), "a positive number or null".into())),
+            cap => cap,
+        },
         tied_head: json.flag("tie_word_embeddings", true)?,
         attention_bias,
         output_bias: attention_bias,
@@ -78,27 +82,41 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
 }
 
 /// New style: `rope_parameters` has an object for each kind of layer. Old style: `rope_theta` and `rope_scaling` for
-/// the layers without a window, `rope_local_base_freq` for the others.
+/// the layers without a window, `rope_local_base_freq` for the others. Where both are there, `rope_scaling` is put over
+/// the object, as transformers does; and as there, `truncate` counts only beside the objects.
 fn positions(json: &Reader<'_>, max_positions: usize) -> Result<Positions, ModelError> {
-    let of_kind = |kind| json.get("rope_parameters").and_then(|rope| rope.get(kind)).unwrap_or(&Value::Null);
-    let mut whole = of_kind("full_attention").clone();
-    if let (Some(Value::Object(scaling)), false) = (json.get("rope_scaling"), whole.is_object()) {
-        whole = Value::Object(scaling.clone());
+    let outer = json.get("rope_parameters").and_then(Value::as_object);
+    let of_kind = |kind| {
+        let mut object = outer.and_then(|rope| rope.get(kind)?.as_object().cloned()).unwrap_or_default();
+        object.remove("truncate");
+        object.extend(outer.and_then(|rope| Some(("truncate".to_string(), rope.get("truncate")?.clone()))));
+        object
+    };
+    let mut whole = of_kind("full_attention");
+    if let Some(scaling) = json.get("rope_scaling").and_then(Value::as_object) {
+        // A kind of the old name is meant, though another of the new name stands there.
+        if scaling.contains_key("type") && !scaling.contains_key("rope_type") {
+            whole.remove("rope_type");
+        }
+        whole.extend(scaling.clone());
     }
-    let rope = json.rope(&whole, "rope_theta", 1_000_000.0, max_positions)?;
-    let local: RopeConfig = json.rope(of_kind("sliding_attention"), "rope_local_base_freq", 10_000.0, max_positions)?;
+    let rope = json.rope(&Value::Object(whole), "rope_theta", 1_000_000.0, None, max_positions)?;
+    let local: RopeConfig = json.rope(&Value::Object(of_kind("sliding_attention")), "rope_local_base_freq", 10_000.0, None, max_positions)?;
     Ok(Positions::Rotary { rope, local: Some(local) })
 }
 
 /// Every `sliding_window_pattern`-th layer (6) sees everything, unless `layer_types` says otherwise.
 fn windows(json: &Reader<'_>, layers: usize) -> Result<Vec<usize>, ModelError> {
-    let window = json.size("sliding_window", 4096)?;
-    if let Some(windows) = json.layer_types(layers, window)? {
-        return Ok(windows);
-    }
-    let pattern = match json.optional("sliding_window_pattern")? {
-        Some(pattern) => pattern,
-        None => json.optional("_sliding_window_pattern")?.unwrap_or(6),
+    let window = if matches!(json.get("sliding_window"), Some(Value::Null)) { None } else { Some(json.size("sliding_window", 4096)?) };
+    let windows = match json.layer_types(layers, window.unwrap_or(1))? {
+        Some(windows) => windows,
+        None => {
+            let pattern = json.optional("sliding_window_pattern")?.unwrap_or(6);
+            (1..=layers).map(|layer| if layer.is_multiple_of(pattern) { 0 } else { window.unwrap_or(1) }).collect()
+        }
     };
-    Ok((1..=layers).map(|layer| if layer.is_multiple_of(pattern) { 0 } else { window }).collect())
+    match window.is_none() && windows.contains(&1) {
+        true => Err(invalid("sliding_window", "null".into(), "a positive whole number where a layer slides (`layer_types`)".into())),
+        false => Ok(windows),
+    }
 }

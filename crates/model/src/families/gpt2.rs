@@ -29,6 +29,7 @@ static NAMES: StackNames = StackNames {
 pub static TABLE: FamilyTable = FamilyTable {
     family: Family::Gpt2,
     model_type: "gpt2",
+    other_names: &[("hidden_size", "n_embd"), ("max_position_embeddings", "n_positions"), ("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer")],
     read,
     stack: |_| &NAMES,
     head: HeadNames::PLAIN,

@@ -31,7 +31,7 @@ static NAMES: StackNames = StackNames {
 };
 
 const fn table(family: Family, model_type: &'static str) -> FamilyTable {
-    FamilyTable { family, model_type, read, stack: |_| &NAMES, head: HeadNames::PLAIN, transposed: false, file_ties_head: false }
+    FamilyTable { family, model_type, other_names: &[], read, stack: |_| &NAMES, head: HeadNames::PLAIN, transposed: false, file_ties_head: false }
 }
 
 /// Llama 1 to 3, SmolLM, TinyLlama.
@@ -115,8 +115,8 @@ pub(super) fn divided_width(width: usize, heads: usize) -> Result<usize, ModelEr
     }
 }
 
-/// transformers' rules: Mistral slides everywhere (4096 when the key is absent), Qwen only when told to and only
-/// from `max_window_layers` on, and `layer_types` overrides.
+/// transformers' rules: Mistral slides everywhere (4096 when the key is absent) whatever `layer_types` says, Qwen only when
+/// told to and only from `max_window_layers` on, unless `layer_types` says otherwise.
 fn windows(family: Family, json: &Reader<'_>, layers: usize) -> Result<Vec<usize>, ModelError> {
     let window = match (family, json.get("sliding_window")) {
         (Family::Llama, _) | (_, Some(Value::Null)) => 0,
@@ -126,16 +126,17 @@ fn windows(family: Family, json: &Reader<'_>, layers: usize) -> Result<Vec<usize
         (_, None) => 4096,
         _ => json.required("sliding_window")?,
     };
-    if window == 0 {
-        return Ok(vec![0; layers]);
+    if !matches!(family, Family::Qwen2 | Family::Qwen3) {
+        return Ok(vec![window; layers]);
     }
-    if let Some(windows) = json.layer_types(layers, window)? {
-        return Ok(windows);
+    // A kind without a window is told apart here from one that has all.
+    if let Some(windows) = json.layer_types(layers, window.max(1))? {
+        return match window == 0 && windows.contains(&1) {
+            true => Err(invalid("layer_types", "`sliding_attention` in a layer".into(), "`full_attention` where there is no window (`use_sliding_window`, `sliding_window`)".into())),
+            false => Ok(windows),
+        };
     }
-    let first_sliding = match family {
-        Family::Qwen2 | Family::Qwen3 => json.number("max_window_layers")?.unwrap_or(28.0) as usize,
-        _ => 0,
-    };
+    let first_sliding = json.number("max_window_layers")?.unwrap_or(28.0) as usize;
     Ok((0..layers).map(|layer| if layer >= first_sliding { window } else { 0 }).collect())
 }
 
@@ -145,6 +146,11 @@ pub(crate) fn to_config_json(config: &ModelConfig, dtype: &str) -> String {
     let mut rope = serde_json::json!({ "rope_theta": rotary.theta, "rope_type": "default" });
     match rotary.scaling {
         RopeScaling::Default => {}
+        RopeScaling::Dynamic => {
+            // Up to `max_position_embeddings`, all that is computed here, each factor means the same.
+            rope["rope_type"] = "dynamic".into();
+            rope["factor"] = 1.0.into();
+        }
         RopeScaling::Linear { factor } => {
             rope["rope_type"] = "linear".into();
             rope["factor"] = factor.into();

@@ -4,6 +4,7 @@
 use super::{AttentionNames, FamilyTable, FeedForwardNames, HeadNames, ProjectionNames, StackNames, SubLayerNorms};
 use crate::config::{Activation, HeadKind, Positions, Reader, invalid};
 use crate::{Family, ModelConfig, ModelError};
+use serde_json::Value;
 
 const ATTENTION: AttentionNames = AttentionNames {
     norms: SubLayerNorms::pre("layer.0.layer_norm"),
@@ -71,6 +72,7 @@ static DECODER_GATED: StackNames = decoder("layer.2.DenseReluDense.wi_1");
 pub static TABLE: FamilyTable = FamilyTable {
     family: Family::T5,
     model_type: "t5",
+    other_names: &[("hidden_size", "d_model"), ("num_attention_heads", "num_heads"), ("num_hidden_layers", "num_layers"), ("head_dim", "d_kv")],
     read,
     stack: |config| match (config.causal, config.gated) {
         (false, false) => &ENCODER,
@@ -87,7 +89,7 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
     let width = json.size("d_model", 512)?;
     let heads = json.size("num_heads", 8)?;
     let layers = json.size("num_layers", 6)?;
-    let (gated, activation) = feed_forward(json.text("feed_forward_proj").unwrap_or("relu"))?;
+    let (gated, activation) = feed_forward(json)?;
     let buckets = json.size("relative_attention_num_buckets", 32)?;
     let max_distance = json.size("relative_attention_max_distance", 128)?;
     if buckets < 4 || max_distance <= buckets / 2 {
@@ -130,12 +132,17 @@ fn read(family: Family, json: &Reader<'_>) -> Result<ModelConfig, ModelError> {
     })
 }
 
-/// `relu`, `gated-gelu` and the like: whether there is a gate, and the activation.
-fn feed_forward(kind: &str) -> Result<(bool, Activation), ModelError> {
+/// `relu`, `gated-gelu` and the like: whether there is a gate, and the activation. Files also say each by a key of its own,
+/// which wins, as in transformers.
+fn feed_forward(json: &Reader<'_>) -> Result<(bool, Activation), ModelError> {
+    let kind = json.text("feed_forward_proj").unwrap_or("relu");
     let (gated, name) = kind.strip_prefix("gated-").map_or((false, kind), |name| (true, name));
     // The one exception of transformers.
     let name = if kind == "gated-gelu" { "gelu_new" } else { name };
-    let activation = Activation::from_name(name);
     let bad = || invalid("feed_forward_proj", format!("`{kind}`"), "`relu`, `gated-gelu`, `gated-silu` or another activation that runs here".into());
-    Ok((gated, activation.ok_or_else(bad)?))
+    let activation = match json.get("dense_act_fn") {
+        None | Some(Value::Null) => Activation::from_name(name).ok_or_else(bad)?,
+        Some(_) => json.activation("dense_act_fn", Activation::Relu)?,
+    };
+    Ok((json.flag("is_gated_act", gated)?, activation))
 }
