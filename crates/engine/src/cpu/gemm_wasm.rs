@@ -126,7 +126,6 @@ fn block(a: &[f32], b: &[f32], c: &mut [f32], c_stride: usize, (rows, cols, dept
 /// small to be copied. `count` rows go to `c`, or are added to it. `b` and `c` come with the elements from one row to the next.
 ///
 /// A call of its own, because browsers spill registers where this is part of a long function.
-#[cfg_attr(not(target_arch = "wasm32"), allow(dead_code, reason = "native attention has blocks of its own; tests run this one"))]
 #[inline(never)]
 pub(super) fn tile_in_place(a: Matrix<'_>, b: (&[f32], usize), depth: usize, c: (&mut [f32], usize), count: usize, adds: bool) {
     let Matrix(values, (row_stride, depth_stride)) = a;
