@@ -5,7 +5,7 @@
 // Ours is a linear layer's product, A · Bᵀ; TensorFlow.js is measured both ways, because its wasm back end has its fast kernel
 // for A · B only. Needs the built browser node: `cargo xtask web`. WebGPU is Chromium's software adapter where the machine has
 // no GPU. In one page everybody gets one thread (it is not cross-origin isolated), in another, on wasm, two: ours and
-// TensorFlow.js, for jax-js has no threads. All warm up first, and fill the same time with products before the clock is read.
+// TensorFlow.js (jax-js takes as many as there are processors there, and is not in that comparison). All warm up first, and fill the same time with products before the clock is read.
 
 import { build } from 'esbuild';
 import { readFile, writeFile } from 'node:fs/promises';

@@ -121,7 +121,7 @@ pub fn other_numbers(folder: &Path, weights: WeightFormat, activations: Activati
 
 fn config_text(folder: &Path) -> Result<String> {
     let path = folder.join("adapter_config.json");
-    std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read: give a folder with adapter_config.json and adapter_model.safetensors", path.display()))
+    std::fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors", path.display()))
 }
 
 /// A folder that must hold a LoRA adapter.

@@ -1,7 +1,7 @@
 //! The back end of the commands that compute here: a graphics card's kernels are tuned once, and remembered in the data
 //! folder.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use barycenter_engine::{BackendChoice, Device};
 use barycenter_node::device::open_device;
 use barycenter_node::storage::{MemoryStorage, Storage};
@@ -14,7 +14,13 @@ pub async fn create_backend(choice: BackendChoice) -> Result<Device> {
         Box::new(MemoryStorage::default())
     } else {
         let folder = barycenter_server::DataDir::default_path().join("device");
-        Box::new(FolderStorage::new(&folder).with_context(|| format!("the folder {} cannot be used", folder.display()))?)
+        match FolderStorage::new(&folder) {
+            Ok(storage) => Box::new(storage),
+            Err(error) => {
+                log::warn!("the folder {} cannot be used ({error}): what is measured of this device is not kept", folder.display());
+                Box::new(MemoryStorage::default())
+            }
+        }
     };
     Ok(open_device(choice, storage.as_ref()).await?)
 }

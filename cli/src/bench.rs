@@ -3,6 +3,7 @@
 mod tables;
 
 use crate::model::{ActivationFormat, WeightFormat};
+use crate::output::check_file;
 use crate::train::{self, Job, write_json};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::bench::{KernelRate, Load, Method, Outcome, SHAPES, Shape, kernel_rates, measure};
@@ -130,6 +131,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 async fn figures(options: &DeviceOptions) -> Result<()> {
     let shapes = options.shapes()?;
     ensure!(options.memory.is_finite() && options.memory > 0.0, "--memory must be a number of gigabytes above 0");
+    options.json.as_deref().map_or(Ok(()), |file| check_file("--json", file))?;
     let device = create_backend(options.device.into()).await?;
     println!("{}: {}", device.info().description, device.info().reason);
     options.activations.set(&device)?;

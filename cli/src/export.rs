@@ -1,7 +1,8 @@
 //! `barycenter export`: an adapter in the form other programs read.
 
 use crate::adapter::read_lora;
-use anyhow::{Context, Result};
+use crate::output::{check_new_file, write_file};
+use anyhow::Result;
 use barycenter_engine::lora::to_gguf;
 use barycenter_model::TensorSource;
 use std::path::PathBuf;
@@ -16,17 +17,18 @@ pub struct Options {
     /// LoRA adapter folder (adapter_model.safetensors, adapter_config.json).
     #[arg(long)]
     adapter: PathBuf,
-    /// The GGUF file to write: llama.cpp loads it with --lora.
+    /// The GGUF file to write, which must not be there yet: llama.cpp loads it with --lora.
     #[arg(long)]
     gguf: PathBuf,
 }
 
 /// Writes the file.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    check_new_file("--gguf", &options.gguf)?;
     let config = crate::model::config(&options.model)?;
     let (lora, mut tensors) = read_lora(&options.adapter)?;
     let bytes = to_gguf(&config, &lora, |name| tensors.load(name).ok())?;
-    std::fs::write(&options.gguf, &bytes).with_context(|| format!("{} cannot be written", options.gguf.display()))?;
+    write_file(&options.gguf, &bytes)?;
     println!("{} written, {} bytes", options.gguf.display(), bytes.len());
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 use crate::adapter::{Adapter, other_numbers};
 use crate::backend::create_backend;
 use crate::model::{ActivationFormat, Model, WeightFormat, describe_weights};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use barycenter_engine::backbone::Backbone;
 use barycenter_engine::chains::Chains;
 use barycenter_engine::generate::{GenerateOptions, generate, generate_from};
@@ -17,10 +17,10 @@ use std::process::ExitCode;
 /// Options of `barycenter generate`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Model folder (config.json, model.safetensors, tokenizer.json).
+    /// Model folder (config.json, model.safetensors, tokenizer.json), .gguf file, or name on the hub (org/name).
     #[arg(long)]
     model: PathBuf,
-    /// Adapter folder (adapter_model.safetensors, adapter_config.json).
+    /// Adapter folder (adapter_model.safetensors, adapter_config.json), as `train --out` writes it and the dashboard saves it.
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// What is asked; of an encoder-decoder model (T5, BART), what its encoder reads.
@@ -62,6 +62,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             eprintln!("{}", describe_weights(&device, 0, options.weights));
         }
         let prompts = [encode(config, tokenizer, &options.prompt)?];
+        let (tokens, most) = (prompts[0].len(), config.encoder.as_deref().map_or(Some(config.max_positions), ModelConfig::position_limit));
+        ensure!(tokens > 0, "the prompt is empty: write what is to be answered");
+        ensure!(most.is_none_or(|most| tokens <= most), "the prompt has {tokens} tokens, more than the {} that the model reads: shorten it", most.unwrap_or_default());
         let limits = GenerateOptions { max_new_tokens: options.max_new_tokens, stop: config.eos.clone() };
         let base = answer(&model, Beside::Nothing, &prompts, &limits).await?;
         let text = tokenizer.decode_response(&base[0])?;

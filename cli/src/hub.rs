@@ -18,10 +18,10 @@ const ATTEMPTS: u32 = 5;
 const ATTEMPT_MILLIS: u64 = 100;
 /// Bytes hashed at a time.
 const HASH_BYTES: usize = 1 << 20;
-/// Files of a model folder besides the weights; the last two may be absent.
+/// Files of a model folder besides the weights.
 const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
-/// What a folder may have besides.
-const GENERATION: &str = "generation_config.json";
+/// What a folder may have besides: where answers end, the chat template, and what `--method full` hands on.
+const OPTIONAL: [&str; 4] = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -104,8 +104,8 @@ impl Hub<'_> {
         for file in FILES {
             folder = self.file(file)?.parent().map(Path::to_path_buf);
         }
-        if has(GENERATION) {
-            self.file(GENERATION)?;
+        for file in OPTIONAL.into_iter().filter(|file| has(file)) {
+            self.file(file)?;
         }
         if has(SINGLE) {
             self.file(SINGLE)?;

@@ -3,6 +3,7 @@
 use crate::adapter::Adapter;
 use crate::backend::create_backend;
 use crate::hub;
+use crate::output::{check_file, write_file};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::loss::logits;
 use barycenter_engine::packed::{DeviceBatch, MicroBatch, Sequence};
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 /// Options of `barycenter logits`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Model folder.
+    /// Model folder, .gguf file, or name on the hub.
     #[arg(long)]
     model: PathBuf,
     /// Adapter folder (LoRA or bottleneck adapters).
@@ -36,6 +37,7 @@ pub struct Options {
 
 /// Computes and writes.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    check_file("--out", &options.out)?;
     pollster::block_on(async {
         let device = create_backend(options.device.into()).await?;
         let files = ModelFiles::open(&hub::locate(&options.model)?)?;
@@ -72,7 +74,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             results.insert(format!("logits.{index}"), RawTensor::from_f32(&shape, &rows.concat()));
         }
         let bytes = write_safetensors(results.iter().map(|(name, tensor)| (name.as_str(), tensor)), &BTreeMap::new());
-        std::fs::write(&options.out, bytes).with_context(|| format!("{} cannot be written", options.out.display()))?;
+        write_file(&options.out, &bytes)?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -9,6 +9,7 @@ mod hub;
 mod logits;
 mod model;
 mod node;
+mod output;
 mod plan;
 mod serve;
 mod simulate;
@@ -17,6 +18,7 @@ mod verify;
 
 use barycenter_engine::BackendChoice;
 use clap::{Parser, Subcommand, ValueEnum};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// A household fine-tunes a language model together.
@@ -74,7 +76,7 @@ impl From<Device> for BackendChoice {
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     let command = Arguments::parse().command;
     // Commands compute on this thread; the server does not compute, and holds it.
     if !matches!(command, Command::Serve(_)) {

@@ -1,9 +1,10 @@
 //! What `--model` names, and in which number format its weights are held.
 
 use crate::hub;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use barycenter_engine::Device;
 use barycenter_engine::cpu::integer_products;
+use barycenter_model::names::parameter_count;
 use barycenter_model::{ModelConfig, ModelFiles, TensorSource, TextTokenizer, WeightType, Weights};
 use std::path::{Path, PathBuf};
 
@@ -91,6 +92,52 @@ impl Model {
 /// The config alone of what `--model` names.
 pub fn config(named: &Path) -> Result<ModelConfig> {
     Ok(ModelFiles::open(&hub::locate(named)?)?.config()?)
+}
+
+/// Sizes of a model for plans and simulations, without its tokenizer and perhaps without its weights.
+pub struct Sized {
+    /// Sizes.
+    pub config: ModelConfig,
+    /// What people call it: the end of its path.
+    pub name: String,
+    /// Bytes of the weights as devices would hold them: those of the files, of a GGUF file those that `serve` makes of it; 0
+    /// where a folder has none.
+    pub bytes: u64,
+}
+
+impl Sized {
+    /// Opens what `--model` names; a folder may hold nothing but its config.
+    pub fn open(named: &Path) -> Result<Self> {
+        let name = named.file_name().map(|name| name.to_string_lossy().into_owned());
+        let sized = Self::of(&hub::locate(named)?)?;
+        Ok(Self { name: name.unwrap_or_else(|| "the model".into()), ..sized })
+    }
+
+    /// The same of a folder or file on this computer.
+    pub fn of(path: &Path) -> Result<Self> {
+        let files = ModelFiles::open(path)?;
+        let config = files.config()?;
+        let name = path.file_name().map_or_else(|| "the model".into(), |name| name.to_string_lossy().into_owned());
+        let bytes = match &files {
+            // Integers become f16.
+            ModelFiles::Gguf(_) => std::fs::metadata(path)?.len().max(2 * parameter_count(&config) as u64),
+            ModelFiles::Folder(folder) => stored_bytes(folder)?,
+        };
+        Ok(Self { config, name, bytes })
+    }
+}
+
+/// Bytes of the weight files of a folder.
+fn stored_bytes(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|ending| ending == "safetensors") {
+            // Files of the hub's cache are links.
+            bytes += std::fs::metadata(entry.path())?.len();
+        }
+    }
+    Ok(bytes)
 }
 
 /// Says on one line what the weights take that were loaded since the device held `before` bytes.

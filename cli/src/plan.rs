@@ -1,5 +1,6 @@
 //! `barycenter plan`: who would do what in a household that a file describes.
 
+use crate::model::Sized;
 use anyhow::{Context, Result, ensure};
 use barycenter_core::cost::cache_bytes;
 use barycenter_core::household::Household;
@@ -8,11 +9,11 @@ use barycenter_model::ModelConfig;
 use barycenter_model::names::parameter_count;
 use barycenter_protocol::NodeId;
 use barycenter_protocol::control::tapped;
-use barycenter_protocol::plan::{FillMode, ModelCost, Plan, StageMember};
+use barycenter_protocol::plan::{FillMode, ModelCost, Plan, StageMember, layers_text};
 use barycenter_server::side::model_cost;
 use barycenter_server::{DEFAULT_CACHE, DEFAULT_TAP_EVERY};
 use clap::ValueEnum;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Options of `barycenter plan`.
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 pub struct Options {
     /// Devices and links, as JSON (docs/PLANNER.md says how it is written).
     devices: PathBuf,
-    /// Model folder: config.json, and the weights unless --weights says how they would be held.
+    /// Model folder (config.json, and the weights unless --weights says how they would be held), .gguf file, or name on the hub.
     #[arg(long)]
     model: PathBuf,
     /// Type of the frozen weights (default: as in the folder).
@@ -84,14 +85,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let labels = options.labels.unwrap_or(options.tokens.div_ceil(2));
     ensure!(labels <= options.tokens, "--labels is {labels}, more than the {} tokens of a sample: choose less", options.tokens);
     let path = options.devices.display();
-    let text = std::fs::read_to_string(&options.devices).with_context(|| format!("{path} cannot be read"))?;
-    let household = Household::parse(&text).with_context(|| path.to_string())?;
-    let config = ModelConfig::from_folder(&options.model)?;
-    let weights = weights(options, &config)?;
+    let household = crate::simulate::household::read(&options.devices)?;
+    let Sized { config, name, bytes } = Sized::open(&options.model)?;
+    let weights = weights(options, &config, bytes)?;
     let cost = model_cost(&config, options.reduction, DEFAULT_TAP_EVERY, weights.bytes, f64::from(options.tokens)).map_err(anyhow::Error::msg)?;
     let (layers, width, samples) = (config.layers as u32, config.width as u32, u64::from(options.samples));
     let wishes = PlanOptions {
-        model: options.model.file_name().map_or_else(|| "the model".into(), |name| name.to_string_lossy().into_owned()),
+        model: name,
         mean_tokens: f64::from(options.tokens),
         max_tokens,
         mean_labels: f64::from(labels),
@@ -151,7 +151,7 @@ impl HeldWeights {
     }
 }
 
-fn weights(options: &Options, config: &ModelConfig) -> Result<HeldWeights> {
+fn weights(options: &Options, config: &ModelConfig, stored: u64) -> Result<HeldWeights> {
     let parameters = parameter_count(config) as u64;
     let bits = match options.weights {
         Some(Weights::F32) => 32,
@@ -159,23 +159,11 @@ fn weights(options: &Options, config: &ModelConfig) -> Result<HeldWeights> {
         Some(Weights::Int8) => 8,
         Some(Weights::Int4) => 4,
         None => {
-            let stored = stored_bytes(&options.model)?;
             ensure!(stored > 0, "{} has no weights (*.safetensors): say with --weights how they would be held", options.model.display());
             (stored / parameters.max(1)).clamp(1, 4) as u32 * 8
         }
     };
     Ok(HeldWeights { bytes: parameters * u64::from(bits.div_ceil(8)), bits })
-}
-
-fn stored_bytes(folder: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))? {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|ending| ending == "safetensors") {
-            bytes += entry.metadata()?.len();
-        }
-    }
-    Ok(bytes)
 }
 
 /// Seconds of the whole job.
@@ -284,7 +272,7 @@ fn changes(household: &Household, all: &Plan, chosen: &Plan, wishes: &PlanOption
     for (d, device) in household.devices.iter().enumerate() {
         let node = household.node(d);
         let part = |plan: &Plan| {
-            let stage = plan.stages.iter().find(|s| s.members.iter().any(|m| m.node == node)).map(|s| format!("layers {}–{}", s.layers.start + 1, s.layers.end));
+            let stage = plan.stages.iter().find(|s| s.members.iter().any(|m| m.node == node)).map(|s| layers_text(s.layers.start, s.layers.end));
             let train = plan.train.iter().find(|m| m.node == node).map(|m| format!("{} samples", m.slots.end - m.slots.start));
             let keeps = kept(plan, node).filter(|_| !plan.stores.is_empty()).map(|kept| format!("keeps {kept}"));
             let parts: Vec<_> = stage.into_iter().chain(train).chain(keeps).collect();

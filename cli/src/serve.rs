@@ -44,6 +44,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     let data = options.data.unwrap_or_else(DataDir::default_path);
     let models = options.models.clone();
     let folders = data.join("converted");
+    let hints: Vec<String> = models.iter().filter_map(|named| hint(named)).collect();
     let model_dirs = tokio::task::spawn_blocking(move || models.iter().map(|named| model_folder(named, &folders)).collect::<Result<Vec<_>>>()).await??;
     let config = ServerConfig {
         listen: options.listen,
@@ -58,7 +59,11 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     println!("{}", server.terminal_qr_code());
     println!("  {}\n", server.invite_url());
     println!("The dashboard on this computer:\n\n  {}\n", server.local_url());
-    println!("Browsers warn once about the certificate, which this computer made itself: choose \"Advanced\", then \"Proceed\".");
+    println!("Browsers warn once about the certificate, which this computer made itself: choose \"Advanced\", then \"Proceed\"");
+    println!("(on an iPhone or iPad \"Show Details\", then \"visit this website\").");
+    for hint in hints {
+        println!("{hint}");
+    }
     println!("Whoever has the address can join and see the data. Ctrl-C ends the server; a run goes on at the next start.");
     if !options.no_open {
         open_in_browser(&server.local_url());
@@ -68,6 +73,17 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         _ = tokio::signal::ctrl_c() => server.shutdown().await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a person should know of a folder of `--models` that offers less than they may think.
+fn hint(folder: &Path) -> Option<String> {
+    let entries: Vec<PathBuf> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+    let has_model = |folder: &Path| folder.join("config.json").is_file();
+    if let Some(gguf) = entries.iter().find(|path| path.extension().is_some_and(|ending| ending == "gguf")) {
+        return Some(format!("GGUF files within {} are not offered: name each by itself, as in --models {}", folder.display(), gguf.display()));
+    }
+    let empty = !has_model(folder) && !entries.iter().any(|path| has_model(path));
+    empty.then(|| format!("{} holds no model: a folder with config.json, model.safetensors and tokenizer.json is one, or a folder of such folders", folder.display()))
 }
 
 /// The folder that a `--models` leads to: devices fetch ranges of safetensors files, so a GGUF file is converted, once.

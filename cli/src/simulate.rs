@@ -2,7 +2,7 @@
 
 mod chaos;
 mod growth;
-mod household;
+pub(crate) mod household;
 mod paper;
 mod reality;
 
@@ -20,7 +20,7 @@ pub struct Options {
     growth: growth::GrowthOptions,
     /// Run so many random schedules of joins, leaves, stalls, partitions and server restarts; fails at the first in which
     /// an invariant does not hold.
-    #[arg(long, value_name = "SCHEDULES")]
+    #[arg(long, value_name = "SCHEDULES", conflicts_with_all = ["house", "growth", "measured"])]
     chaos: Option<u64>,
     /// Run one schedule of `--chaos` and tell what happens in it.
     #[arg(long, value_name = "SEED")]
@@ -29,7 +29,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
     /// The paper's testbed: its Table 2 and Figs. 9 to 11, beside the numbers that it prints.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["house", "growth", "chaos", "chaos_seed", "measured"])]
     paper: bool,
 }
 
@@ -46,6 +46,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         (Some(schedules), None) => chaos::run(schedules),
         (None, None) if options.growth.growth => {
             let of = &options.household;
+            of.check_places()?;
             growth::run(&options.growth, &of.model, of.tokens, of.reduction, of.svg.as_ref(), of.json.as_ref())
         }
         (None, None) if options.household.house.is_some() => household::run(&options.household),

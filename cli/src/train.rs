@@ -1,6 +1,7 @@
 //! `barycenter train`: a method on this one computer, with the swarm's sample order and schedule. A file for each method.
 
 mod cache;
+mod combinations;
 mod data;
 mod epochs;
 pub(crate) mod full;
@@ -14,6 +15,7 @@ mod tuned;
 use crate::backend::create_backend;
 use crate::generate::{Beside, answer};
 use crate::model::{ActivationFormat, Model, WeightFormat, numbers};
+use crate::output::{check_file, check_folder, write_file, write_folder};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::backbone::Backbone;
 use barycenter_engine::generate::GenerateOptions;
@@ -21,7 +23,7 @@ use barycenter_engine::optim::{AdamWConfig, LinearSchedule};
 use barycenter_engine::train_full::FullTraining;
 use barycenter_engine::Device;
 use barycenter_model::metrics::exact_match;
-use barycenter_model::{ModelConfig, RawTensor, TensorSource, Weights, write_safetensors};
+use barycenter_model::{ModelConfig, RawTensor, TensorSource, Weights, check_finite, write_safetensors};
 use barycenter_protocol::control::{CacheType, GradientType, RunSpec, SampleSize};
 use barycenter_server::Recommendation;
 use data::{Data, Task};
@@ -68,14 +70,14 @@ pub struct Options {
     /// What is trained.
     #[arg(long, default_value = "parallel_adapter")]
     method: Method,
-    /// LoRA: rank.
-    #[arg(long, default_value_t = 8)]
-    rank: usize,
+    /// LoRA: rank (default: 8).
+    #[arg(long)]
+    rank: Option<usize>,
     /// LoRA: numerator of the scale alpha / rank (default: twice the rank).
     #[arg(long)]
     alpha: Option<f64>,
-    /// LoRA: linear layers by the end of their names, with commas; all-linear for all.
-    #[arg(long, default_value = "all-linear", value_delimiter = ',')]
+    /// LoRA: linear layers by the end of their names, with commas; all-linear for all (default).
+    #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
     /// LoRA: go on from an adapter folder (also one that PEFT wrote).
     #[arg(long)]
@@ -102,35 +104,36 @@ pub struct Options {
     /// for --task classify, else 1).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2))]
     adapter_version: Option<u32>,
-    /// Held-out rows (default: every tenth row, by seed).
+    /// Held-out rows (default: a tenth of the rows, chosen by the seed).
     #[arg(long)]
     held_out: Option<PathBuf>,
-    /// Folder for the adapter.
+    /// Folder for the adapter, or of --method full for the model; what is there already is not replaced.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Which back end computes.
     #[arg(long, default_value = "auto")]
     pub(crate) device: crate::Device,
-    /// Epochs, the fill epoch included.
+    /// Epochs, the fill epoch included (default, as of the next ones: what demo.json in the model's folder recommends; else 3).
     #[arg(long)]
     epochs: Option<u32>,
-    /// Reduction k of the side network, or of bottleneck adapters.
+    /// Reduction k of the side network, or of bottleneck adapters (default: 8).
     #[arg(long)]
     reduction: Option<u32>,
-    /// Mini-batch.
+    /// Mini-batch (default: 16).
     #[arg(long)]
     batch: Option<u32>,
     /// Samples that go through at once: a mini-batch in such pieces needs less memory and gives the same steps (default:
     /// the whole mini-batch).
     #[arg(long)]
     micro_batch: Option<u32>,
-    /// Peak learning rate.
+    /// Peak learning rate (default: 1e-3 for parallel adapters, 2e-3 for LoRA and adapters, 5e-4 for full; of encoders and
+    /// encoder-decoder models 1e-3, 5e-4 and 5e-5).
     #[arg(long)]
     pub(crate) learning_rate: Option<f64>,
-    /// Warm-up steps.
+    /// Warm-up steps (default: a tenth of all).
     #[arg(long)]
     warmup_steps: Option<u32>,
-    /// Seed of order and initialisation.
+    /// Seed of order and initialisation (default: 1).
     #[arg(long)]
     pub(crate) seed: Option<u64>,
     /// Held-out prompts answered before and after.
@@ -146,6 +149,16 @@ impl Options {
     fn is_version_2(&self, task: Task) -> bool {
         let usual = if task == Task::Classify { 2 } else { 1 };
         self.method == Method::ParallelAdapter && self.adapter_version.unwrap_or(usual) == 2
+    }
+
+    /// Refuses places for results that nothing can be written to, before hours of work are done for them.
+    fn check_places(&self) -> Result<()> {
+        if let Some(folder) = &self.out {
+            check_folder("--out", folder, &["adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json"])?;
+        }
+        // The report may lie beside the adapter, in a folder that is not there yet.
+        let beside = |file: &Path| self.out.as_deref().is_some_and(|folder| file.parent() == Some(folder));
+        self.json.as_deref().filter(|file| !beside(file)).map_or(Ok(()), |file| check_file("--json", file))
     }
 
     /// Refuses a version of parallel adapters that is not there for the method or the task.
@@ -170,6 +183,7 @@ pub(crate) struct Job<'a> {
 impl<'a> Job<'a> {
     /// Opens the device, the model's description and the data.
     pub(crate) async fn open(options: &'a Options) -> Result<Self> {
+        options.check_places()?;
         let device = create_backend(options.device.into()).await?;
         println!("{}: {}", device.info().description, device.info().reason);
         options.activations.set(&device)?;
@@ -228,6 +242,15 @@ impl<'a> Job<'a> {
         Ok((right as f64 / questions.len().max(1) as f64, texts.into_iter().next().unwrap_or_default()))
     }
 
+    /// How many held-out questions were answered exactly, if there were any.
+    fn print_exact_match(&self, before: Option<f64>, after: f64) {
+        let before = before.map_or(String::new(), |before| format!("before {:.1} %, ", 100.0 * before));
+        match self.data.questions.is_empty() {
+            false => println!("held-out exact match: {before}after {:.1} %", 100.0 * after),
+            true => println!("held-out exact match: nothing was asked, for no prompt is held out"),
+        }
+    }
+
     /// The first held-out question with its answers.
     fn print_example(&self, base: &str, tuned: &str) {
         if let Some(question) = self.data.questions.first() {
@@ -265,7 +288,8 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
     ensure!(options.learning_rate.is_none_or(|rate| rate.is_finite() && rate > 0.0), "--learning-rate must be a number above 0");
     let batch = options.batch.or(recommended.batch).unwrap_or(16).clamp(1, data.train as u32);
     let epochs = options.epochs.or(recommended.epochs).unwrap_or(3).max(1);
-    let steps = (data.train as u32).div_ceil(batch) * epochs;
+    let per_epoch = (data.train as u32).div_ceil(batch);
+    let steps = per_epoch.checked_mul(epochs).with_context(|| format!("{epochs} epochs of {per_epoch} steps are too many: give fewer --epochs"))?;
     Ok(RunSpec {
         model: "local".into(),
         model_hash: String::new(),
@@ -291,19 +315,26 @@ fn spec(options: &Options, model: &Model, data: &Data) -> Result<RunSpec> {
     })
 }
 
-/// Writes tensors and what describes them (an adapter, or a model) into a folder, which is made if it is not there.
-fn write_result(what: &str, folder: &Path, tensors_name: &str, tensors: &BTreeMap<String, RawTensor>, config_name: &str, config: &str) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+/// Refuses to go on once a loss is no number; `step` counts from 0 over all epochs.
+fn check_loss(loss: f64, step: usize, spec: &RunSpec) -> Result<()> {
+    let per_epoch = spec.train_samples.div_ceil(spec.batch).max(1) as usize;
+    ensure!(loss.is_finite(), "the loss of step {} in epoch {} is {loss}, so nothing more can be learnt: choose a smaller --learning-rate", step % per_epoch + 1, step / per_epoch);
+    Ok(())
+}
+
+/// Writes tensors, and beside them what describes them (an adapter, or a model), into a folder, which is made if it is not there.
+fn write_result(what: &str, folder: &Path, tensors_name: &str, tensors: &BTreeMap<String, RawTensor>, beside: &[(&str, &[u8])]) -> Result<()> {
+    for (name, tensor) in tensors {
+        let is_finite = check_finite(name, tensor.dtype, &tensor.bytes).is_ok();
+        ensure!(is_finite, "the training has diverged: `{name}` holds values that are no numbers, so no {what} is written; choose a smaller --learning-rate");
+    }
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &metadata);
-    for (name, bytes) in [(tensors_name, bytes.as_slice()), (config_name, config.as_bytes())] {
-        let path = folder.join(name);
-        std::fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))?;
-    }
+    write_folder(folder, &[&[(tensors_name, bytes.as_slice())], beside].concat())?;
     println!("{what} written to {}", folder.display());
     Ok(())
 }
 
 pub(crate) fn write_json(path: &Path, report: &serde_json::Value) -> Result<()> {
-    std::fs::write(path, serde_json::to_string_pretty(report)?).with_context(|| format!("{} cannot be written", path.display()))
+    write_file(path, serde_json::to_string_pretty(report)?.as_bytes())
 }

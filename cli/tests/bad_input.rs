@@ -141,6 +141,23 @@ fn a_weight_that_is_not_a_number_is_named() {
 }
 
 #[test]
+fn prompts_that_cannot_be_answered_are_refused() {
+    let (model, long) = (demo(), "kitchen lamp ".repeat(200));
+    let ask = |prompt: &str, parts: &[&str]| refused(&["generate", "--device", "cpu", "--model", text(&model), prompt], parts);
+    ask("", &["the prompt is empty"]);
+    ask(&long, &["tokens, more than the 128 that the model reads"]);
+    let data = model.join("train.jsonl");
+    refused(&["train", "--device", "cpu", "--model", text(&model), "--data", text(&data), "--epochs", "4294967295"], &["4294967295 epochs of", "too many"]);
+}
+
+#[test]
+fn a_simulation_of_two_things_is_refused() {
+    refused(&["simulate", "--paper", "--chaos", "2"], &["cannot be used with"]);
+    refused(&["simulate", "--growth", "home.json"], &["cannot be used with"]);
+    refused(&["simulate", "/no/such/home.json"], &["/no/such/home.json", "assets/households"]);
+}
+
+#[test]
 fn households_that_cannot_be_planned_for_say_where_and_what_is_missing() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("home.json");

@@ -17,6 +17,8 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 const WEIGHTS: &str = "model.safetensors";
+/// A file that a model may have.
+const TEMPLATE: &str = "chat_template.jinja";
 
 /// What the server does with the next transfers of the weights.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +53,7 @@ impl Hub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let hub = Arc::new(Self {
             address: format!("http://{}", listener.local_addr().expect("bound")),
-            files: ["config.json", "tokenizer.json", WEIGHTS].map(read).into_iter().collect(),
+            files: ["config.json", "tokenizer.json", WEIGHTS].map(read).into_iter().chain([(TEMPLATE.to_string(), b"{{ messages }}".to_vec())]).collect(),
             faults: Mutex::new(faults),
             requests: Mutex::default(),
         });
@@ -199,8 +201,9 @@ fn a_model_is_fetched_once_with_the_token_and_taken_up_where_it_was_cut_off() {
     let requests = std::mem::take(&mut *hub.requests.lock().expect("no panic"));
     let asked_hub = requests.iter().filter(|request| !request.path.starts_with("/cdn/"));
     assert!(asked_hub.into_iter().all(|request| request.authorization.as_deref() == Some("Bearer hf_secret")), "{requests:?}");
-    let fetched = home.path().join("hub/models--org--name/snapshots").join("0".repeat(40)).join(WEIGHTS);
-    assert!(std::fs::read(fetched).expect("kept where other programs look") == hub.files[WEIGHTS]);
+    let folder = home.path().join("hub/models--org--name/snapshots").join("0".repeat(40));
+    assert!(folder.join(TEMPLATE).is_file(), "chats need it");
+    assert!(std::fs::read(folder.join(WEIGHTS)).expect("kept where other programs look") == hub.files[WEIGHTS]);
     // The second time there is only the list of files.
     worked(&hub.generate(home.path(), "org/name"));
     let again: Vec<String> = hub.requests.lock().expect("no panic").iter().map(|request| request.path.clone()).collect();

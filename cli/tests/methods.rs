@@ -1,7 +1,8 @@
 //! Every method of `barycenter train` on the demo model: it learns, its files load again, and bad options are refused.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo")
@@ -85,7 +86,7 @@ fn bad_options_are_refused_in_one_sentence() {
     let (model, data) = (demo(), demo().join("train.jsonl"));
     std::fs::write(folder.path().join("adapter_config.json"), r#"{"method":"adapters","version":1,"reduction":8,"layers":[0]}"#).expect("written");
     let there = text(folder.path());
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["--method", "lora", "--last-layers", "7"], "--last-layers 7 must be 1 to 6"),
         (&["--method", "lora", "--cache", "f16"], "--cache needs --last-layers"),
         (&["--method", "lora", "--rank", "0"], "rank"),
@@ -95,11 +96,59 @@ fn bad_options_are_refused_in_one_sentence() {
         (&["--method", "adapters", "--resume-adapter", there], "--method lora"),
         (&["--method", "adapters", "--reduction", "999"], "reduction of 999"),
         (&["--task", "chat"], "has no chat template"),
+        (&["--method", "lora", "--rank", "193"], "--rank 193 must be 1 to 192"),
+        (&["--method", "lora", "--resume-adapter", there, "--rank", "4"], "--rank does not go with --resume-adapter"),
+        (&["--method", "lora", "--taps", "all"], "--taps is not for --method lora: choose --method parallel_adapter, or leave it out"),
+        (&["--method", "full", "--rank", "4"], "--rank is not for --method full: choose --method lora"),
+        (&["--method", "full", "--cache", "f16"], "full fine-tuning has none"),
+        (&["--last-layers", "2"], "--last-layers is not for --method parallel_adapter: choose --method lora or adapters"),
+        (&["--fusion", "sum", "--gate-temperature", "1"], "--fusion sum has none"),
+        (&["--method", "lora", "--cache-dir", there], "nothing is cached here"),
+        (&["--no-header"], "--no-header is for --task classify or regress, and these rows are of --task prompt"),
+        (&["--learning-rate", "1e30"], "choose a smaller --learning-rate"),
+        (&["--method", "lora", "--learning-rate", "1e30"], "choose a smaller --learning-rate"),
     ];
     for (arguments, said) in cases {
         let output = program(&[&["train", "--device", "cpu", "--model", text(&model), "--data", text(&data), "--epochs", "1"], arguments].concat());
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code().is_some_and(|code| code > 0) && !error.contains("panicked"), "{arguments:?}: {error}");
         assert!(error.contains(said), "{arguments:?} does not say {said:?}: {error}");
+    }
+}
+
+/// What a run would write is refused before it computes; one that is ended in the middle leaves nothing.
+#[test]
+fn results_are_written_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (model, data, kept) = (demo(), demo().join("train.jsonl"), folder.path().join("kept"));
+    std::fs::create_dir(&kept).expect("made");
+    std::fs::write(kept.join("adapter_model.safetensors"), "an earlier one").expect("written");
+    let usual = ["train", "--device", "cpu", "--model", text(&model), "--data", text(&data)];
+    let (file, none) = (kept.join("adapter_model.safetensors"), folder.path().join("none/report.json"));
+    let cases: [(&[&str], &str); 4] = [
+        (&["--out", text(&kept)], "kept holds adapter_model.safetensors already"),
+        (&["--out", text(&file)], "is a file: give a folder"),
+        (&["--json", text(&kept)], "is a folder: give the name of a file"),
+        (&["--json", text(&none)], "make it first"),
+    ];
+    for (arguments, said) in cases {
+        let output = program(&[&usual[..], arguments].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(said), "{arguments:?} does not say {said:?}: {error}");
+        assert!(output.stdout.is_empty(), "{arguments:?} began to work: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    assert_eq!(std::fs::read_to_string(&file).expect("kept"), "an earlier one");
+    let taken = program(&["export", "--model", text(&model), "--adapter", text(&kept), "--gguf", text(&file)]);
+    assert!(String::from_utf8_lossy(&taken.stderr).contains("is there already"), "{taken:?}");
+    if cfg!(unix) {
+        let (out, cache) = (folder.path().join("out"), folder.path().join("cache"));
+        let places = ["--out", text(&out), "--cache-dir", text(&cache), "--epochs", "500"];
+        let mut running = Command::new(env!("CARGO_BIN_EXE_barycenter")).args([&usual[..], &places].concat()).stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut lines = BufReader::new(running.stdout.take().expect("piped")).lines();
+        assert!(lines.by_ref().any(|line| line.expect("text").contains("  fill  ")), "it ends before its first epoch does");
+        assert!(Command::new("kill").args(["-TERM", &running.id().to_string()]).status().expect("there is a kill").success());
+        assert!(!running.wait().expect("it ends").success());
+        assert!(!out.exists(), "an adapter is written at the end");
+        assert_eq!(std::fs::read_dir(&cache).expect("made").count(), 0, "the cache goes with its run");
     }
 }

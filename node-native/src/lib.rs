@@ -6,7 +6,7 @@
 pub mod files;
 
 use crate::files::FolderStorage;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use barycenter_engine::BackendChoice;
 use barycenter_node::device::open_device;
 use barycenter_node::events::NodeEvent;
@@ -49,7 +49,7 @@ impl NativeNode {
     }
 
     async fn run_here(self, on_event: impl Fn(NodeEvent) + 'static, leave: impl futures::Stream<Item = ()>) -> Result<()> {
-        let storage = FolderStorage::new(&self.data_dir).with_context(|| format!("the folder {} cannot be used", self.data_dir.display()))?;
+        let storage = FolderStorage::new(&self.data_dir).map_err(|error| anyhow::anyhow!("the folder {} cannot be used ({error}): give another with --data", self.data_dir.display()))?;
         let device_token = device_token(&storage).await?;
         let device = open_device(self.backend, &storage).await?;
         let shell = NodeShell {

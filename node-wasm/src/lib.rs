@@ -6,6 +6,8 @@ mod products;
 mod self_test;
 mod start;
 mod threads;
+#[cfg(feature = "bench")]
+mod training;
 
 use wasm_bindgen::prelude::wasm_bindgen;
 

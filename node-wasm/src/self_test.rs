@@ -15,7 +15,7 @@ thread_local! {
 }
 
 /// Opens a back end, whose kernels are tuned at the first call of a page.
-async fn open(choice: BackendChoice) -> Result<Device, BackendError> {
+pub(crate) async fn open(choice: BackendChoice) -> Result<Device, BackendError> {
     open_device(choice, &STORAGE.with(MemoryStorage::clone)).await
 }
 

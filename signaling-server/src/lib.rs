@@ -11,6 +11,7 @@ mod invite;
 mod models;
 mod nodes;
 mod pages;
+mod plain_http;
 mod ranges;
 mod relay;
 mod routes;

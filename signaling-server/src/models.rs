@@ -60,13 +60,8 @@ impl Model {
     fn open(id: String, folder: PathBuf) -> Self {
         let name = Some(folder_name(&folder)).filter(|name| !name.is_empty()).unwrap_or_else(|| id.clone());
         let mut info = ModelInfo { id, name, family: String::new(), parameters: 0, bytes: 0, layers: 0, width: 0, max_positions: 0, problem: None };
-        let config = match inspect(&folder, &mut info) {
-            Ok(config) => Some(config),
-            Err(error) => {
-                info.problem = Some(error.to_string());
-                None
-            }
-        };
+        let inspected = inspect(&folder, &mut info).map_err(|error| error.to_string());
+        let config = inspected.and_then(|config| crate::side::check_family(&config).map(|()| config)).inspect_err(|problem| info.problem = Some(problem.clone())).ok();
         let recommendation = std::fs::read(folder.join(RECOMMENDATION_FILE)).ok().and_then(|bytes| {
             serde_json::from_slice(&bytes).inspect_err(|error| log::warn!("{}: {RECOMMENDATION_FILE}: {error}", folder.display())).ok()
         });
@@ -155,11 +150,11 @@ impl Models {
     pub fn list(&self) -> Vec<Arc<Model>> {
         let mut found: Vec<PathBuf> = Vec::new();
         for root in &self.roots {
-            if root.join("config.json").is_file() {
+            if is_meant_as_model(root) {
                 found.push(root.clone());
             }
             let mut folders: Vec<_> = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-            folders.retain(|path| path.join("config.json").is_file());
+            folders.retain(|path| is_meant_as_model(path));
             folders.sort();
             found.extend(folders);
         }
@@ -190,6 +185,11 @@ impl Models {
             .or_else(|| find(&self.list()))
             .ok_or_else(|| Refusal::missing(format!("there is no model `{}`: choose one of the list", clip(id))))
     }
+}
+
+/// Whether a folder holds part of a model: what it lacks is said where models are listed.
+fn is_meant_as_model(folder: &Path) -> bool {
+    ["config.json", "model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).is_file())
 }
 
 /// The name of a model in a folder: the folder's own, or the hub's where it lies in the hub's cache

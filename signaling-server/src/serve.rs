@@ -6,10 +6,10 @@ use crate::error::ServerError;
 use crate::host::{self, Command, HostHandle, Material};
 use crate::models::Models;
 use crate::pages::Pages;
+use crate::plain_http::ToHttps;
 use crate::routes::{self, App};
 use crate::store::Store;
 use crate::{address, checkpoint, invite, tls};
-use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::RustlsAcceptor;
 use barycenter_protocol::auth::{Invitation, RoomSecret};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -166,7 +166,7 @@ pub async fn serve(config: ServerConfig) -> Result<RunningServer, ServerError> {
     let router = routes::router(app, Pages { folder: config.web_dir.clone().map(Arc::new) });
 
     let handle = axum_server::Handle::new();
-    let acceptor = RustlsAcceptor::new(tls.config).acceptor(NoDelayAcceptor::new());
+    let acceptor = RustlsAcceptor::new(tls.config).acceptor(ToHttps);
     let server = axum_server::from_tcp(listener).map_err(failed)?.acceptor(acceptor).handle(handle.clone());
     let task = tokio::spawn(server.serve(router.into_make_service()));
     Ok(RunningServer { address, invitation, host, handle, task, _lock: lock })

@@ -8,10 +8,7 @@ use barycenter_protocol::plan::ModelCost;
 
 /// The side network's shapes: the family's own layers with sizes divided by k. An error is one sentence.
 pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, String> {
-    if !config.is_decoder_only() {
-        let family = config.family.model_type();
-        return Err(format!("models of the family `{family}` are trained on one computer (`barycenter train`), not by the swarm yet: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2"));
-    }
+    check_family(config)?;
     let k = reduction as usize;
     let divides = |size: usize| k > 0 && size.is_multiple_of(k);
     // Heads that are rotated are rotated in pairs.
@@ -34,6 +31,15 @@ pub fn side_config(config: &ModelConfig, reduction: u32) -> Result<ModelConfig, 
     side.head_dim /= k;
     side.ffn_width /= k;
     Ok(side)
+}
+
+/// Refuses families that the swarm does not train, in one sentence.
+pub fn check_family(config: &ModelConfig) -> Result<(), String> {
+    if config.is_decoder_only() {
+        return Ok(());
+    }
+    let family = config.family.model_type();
+    Err(format!("models of the family `{family}` are trained on one computer (`barycenter train`), not by the swarm yet: choose a decoder such as Llama, Qwen, Gemma 3 or GPT-2"))
 }
 
 /// Names and shapes of all adapter parameters, as in an adapter file; every `tap_every`-th layer is tapped.

@@ -38,21 +38,21 @@ export class Household {
   }
 
   /** The address that a page opens to join by itself. */
-  joinUrl(name, { auto = true, backend = 'cpu', threads } = {}) {
+  joinUrl(name, { auto = true, backend = 'cpu', threads, relay = false } = {}) {
     const url = new URL(this.inviteUrl);
-    const query = new URLSearchParams({ name, backend, ...(auto ? { auto: '1' } : {}), ...(threads ? { threads } : {}) });
+    const query = new URLSearchParams({ name, backend, ...(auto ? { auto: '1' } : {}), ...(threads ? { threads } : {}), ...(relay ? { relay: '1' } : {}) });
     return `${url.origin}${url.pathname}?${query}${url.hash}`;
   }
 
-  /** A page that joins by itself; settles when it is in. */
-  async joinPage(browser, name, options) {
+  /** A page that joins by itself; settles when it is in. `wishes`: those of `joinUrl`. */
+  async joinPage(browser, name, options, wishes) {
     const opened = await this.harness.page(browser, options);
-    return this.joinAgain(opened, name);
+    return this.joinAgain(opened, name, wishes);
   }
 
   /** The same page, with what its browser keeps, joins. */
-  async joinAgain(opened, name) {
-    await opened.page.goto(this.joinUrl(name));
+  async joinAgain(opened, name, wishes) {
+    await opened.page.goto(this.joinUrl(name, wishes));
     await this.untilJoined(name);
     return opened;
   }

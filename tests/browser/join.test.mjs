@@ -49,6 +49,14 @@ test('a phone joins by the address of the code, says what it does, and leaves', 
   assert.deepEqual(problems, []);
 });
 
+test('an address typed with http leads to the page, invitation and all', async () => {
+  const { page, problems } = await harness.page(browser, phone);
+  await page.goto(household.joinUrl('Typed', { auto: false }).replace('https:', 'http:'));
+  await page.getByTestId('join').waitFor();
+  assert.equal(new URL(page.url()).protocol, 'https:');
+  assert.deepEqual(problems, []);
+});
+
 test('the page fits a phone without scrolling sideways', async () => {
   const { page } = await harness.page(browser, phone);
   await page.goto(household.joinUrl('Narrow', { auto: false }));

@@ -30,9 +30,9 @@ const scenes = [
   { name: 'past', path: '/', scenario: 'idle', act: async (page) => { await page.locator('.run-row').first().click(); await page.locator('.run-open .u-wrap').waitFor(); } },
   { name: 'invite', path: '/', scenario: 'fill', act: (page) => page.getByText('Invite a device').first().click() },
   { name: 'settings', path: '/', scenario: 'idle', ready: '[data-testid=plan]', act: async (page) => { await page.locator('.settings summary').click(); await page.getByTestId('setting-epochs').fill('-2'); } },
-  { name: 'join', path: '/join', scenario: 'idle', ready: '[data-testid=join]' },
-  { name: 'join-in', path: '/join', scenario: 'idle', ready: '[data-testid=join]', act: inside },
-  { name: 'join-left', path: '/join', scenario: 'idle', ready: '[data-testid=join]', act: async (page) => { await inside(page); await page.getByTestId('leave').click(); await page.getByTestId('over').waitFor(); } },
+  { name: 'join', path: '/join?threads=1', scenario: 'idle', ready: '[data-testid=join]' },
+  { name: 'join-in', path: '/join?threads=1', scenario: 'idle', ready: '[data-testid=join]', act: inside },
+  { name: 'join-left', path: '/join?threads=1', scenario: 'idle', ready: '[data-testid=join]', act: async (page) => { await inside(page); await page.getByTestId('leave').click(); await page.getByTestId('over').waitFor(); } },
   { name: 'join-old', path: '/join', scenario: 'newer', ready: '.notice' },
   { name: 'try', path: '/try', scenario: 'done', ready: '.example-chip', act: async (page) => { await page.locator('.example-chip').last().click(); await page.getByTestId('answer').waitFor(); } },
 ];

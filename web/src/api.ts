@@ -140,11 +140,12 @@ export function reconnectMillis(attempt: number): number {
   return Math.min(5000, 500 * 2 ** Math.min(attempt, 10));
 }
 
-/** First letter upper case, a full stop at the end. */
+/** First letter upper case, unless it is that of a file or an address, a full stop at the end. */
 export function sentence(text: string): string {
   const trimmed = text.trim();
   if (trimmed === '') return '';
-  const upper = trimmed.charAt(0).toUpperCase() + trimmed.slice(1);
+  // A file keeps its name.
+  const upper = /^\S+\.\w/.test(trimmed) ? trimmed : trimmed.charAt(0).toUpperCase() + trimmed.slice(1);
   return /[.!?…]$/.test(upper) ? upper : `${upper}.`;
 }
 

@@ -78,7 +78,7 @@ function Dashboard({ api, fragment }: { api: Api; fragment: string }): JSX.Eleme
       )}
       {problem && <Notice tone="bad">{problem}</Notice>}
       <Band api={api} snapshot={snapshot} fragment={fragment} planning={showSetup} onPlan={() => setPlanningAnother(true)} onError={show} />
-      <div class="duo">
+      <div class={snapshot.nodes.length === 0 ? 'duo empty' : 'duo'}>
         <Swarm snapshot={snapshot} traffic={traffic} />
         {run && !showSetup ? (
           <div class="stack">
@@ -124,9 +124,10 @@ function Band(props: { api: Api; snapshot: Snapshot; fragment: string; planning:
   };
   const state = run?.info.state;
   return (
-    <section class={`band ${tone}`} aria-live="polite" data-testid="band" data-state={state ?? 'none'}>
+    <section class={`band ${tone}`} aria-label="State" data-testid="band" data-state={state ?? 'none'}>
       <div class="band-text">
-        <h1>{title}</h1>
+        {/* Read out when it changes; the detail changes with every step. */}
+        <h1 aria-live="polite">{title}</h1>
         <p>{detail}</p>
       </div>
       <div class="actions">

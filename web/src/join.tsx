@@ -207,7 +207,7 @@ function Inside(props: {
           {view.stage === 'in' ? 'in the swarm' : view.stage === 'reconnecting' ? 'no contact' : 'joining'}
         </span>
       </div>
-      <h1 data-testid="doing">{doing(view, around)}</h1>
+      <h1 aria-live="polite" data-testid="doing">{doing(view, around)}</h1>
       {place && <p class="lead">{place}</p>}
       {progress && (
         <div class="progress" data-testid="progress">
@@ -273,11 +273,15 @@ function Peers({ view, names }: { view: StayView; names: ReadonlyMap<number, str
   );
 }
 
+/** What the mark before a finding says to those who do not see it. */
+const LEVEL_WORDS: Record<Finding['level'], string> = { good: 'All right: ', note: 'Note: ', stop: 'Cannot join: ' };
+
 function Findings({ findings }: { findings: Finding[] }): JSX.Element {
   return (
     <ul class="findings" data-testid="findings">
       {findings.map((finding) => (
         <li key={finding.name} class={finding.level}>
+          <span class="unseen">{LEVEL_WORDS[finding.level]}</span>
           <b>{finding.title}</b>
           {finding.advice && <p>{finding.advice}</p>}
         </li>

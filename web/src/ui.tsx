@@ -63,8 +63,8 @@ export function Refusal(): JSX.Element {
       <Logo />
       <h1>This address has no invitation</h1>
       <p>
-        The part after <code>#k=</code> is missing or damaged, so this page gets no models, no data and no links. Scan the QR code on the dashboard or
-        in the terminal again, or copy the whole address from there.
+        The address of a swarm ends with its key, <code>#k=</code> and 32 letters and digits. Here it is missing or damaged. Scan the QR code on the
+        dashboard or in the terminal again, or copy the whole address from there.
       </p>
     </section>
   );

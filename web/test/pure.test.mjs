@@ -105,6 +105,7 @@ test('reconnecting_waits_longer_each_time_but_at_most_five_seconds', () => {
 test('an_error_becomes_a_sentence', () => {
   assert.equal(api.sentence('line 3 is broken'), 'Line 3 is broken.');
   assert.equal(api.sentence('Done!'), 'Done!');
+  assert.equal(api.sentence('one.jsonl holds one row'), 'one.jsonl holds one row.');
   assert.match(api.sentenceOf(new TypeError('fetch failed')), /does not answer/);
 });
 

@@ -33,6 +33,9 @@ enum Command {
         /// Skip wasm-opt: quicker, larger.
         #[arg(long)]
         quick: bool,
+        /// With what `bench/train_step.mjs` needs beside; pages run it all the same.
+        #[arg(long)]
+        bench: bool,
     },
     /// Builds the browser node and the pages into web/dist.
     Web {
@@ -57,7 +60,7 @@ enum Command {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Setup { no_browser } => setup::all(!no_browser),
-        Command::Wasm { quick } => wasm::build(quick),
+        Command::Wasm { quick, bench } => wasm::build(wasm::How { quick, bench }),
         Command::Web { quick } => {
             setup::all(false)?;
             web::build(quick)

@@ -41,6 +41,15 @@ const THREADS_FLAGS: [&str; 9] = [
     "-Awarnings",
 ];
 
+/// How the modules are built.
+#[derive(Clone, Copy)]
+pub struct How {
+    /// Without wasm-opt.
+    pub quick: bool,
+    /// With whole training steps, for `bench/train_step.mjs`.
+    pub bench: bool,
+}
+
 /// The two modules that a page chooses from.
 #[derive(Clone, Copy, PartialEq)]
 enum Module {
@@ -68,8 +77,11 @@ impl Module {
         }
     }
 
-    fn compile(self) -> Result<PathBuf> {
+    fn compile(self, bench: bool) -> Result<PathBuf> {
         let mut build = cargo(["build", "-q", "-p", "barycenter-node-wasm", "--target", WASM_TARGET, "--profile", "wasm"]);
+        if bench {
+            build.args(["--features", "bench"]);
+        }
         if self == Self::Threads {
             build
                 .args(["-Z", "build-std=std,panic_abort"])
@@ -87,15 +99,15 @@ impl Module {
     }
 }
 
-/// Builds both modules into `web/dist/assets`; `quick` leaves wasm-opt out. Where the standard library's source cannot be had,
+/// Builds both modules into `web/dist/assets`. Where the standard library's source cannot be had,
 /// the one with threads is left out, which is said, and pages compute with one thread.
 ///
 /// # Errors
 /// When a tool fails, or when an optimised module is larger than the limit.
-pub fn build(quick: bool) -> Result<()> {
-    step("browser node", || build_module(Module::Single, quick))?;
+pub fn build(how: How) -> Result<()> {
+    step("browser node", || build_module(Module::Single, how))?;
     if setup::rust_source()? {
-        return step("browser node with threads", || build_module(Module::Threads, quick));
+        return step("browser node with threads", || build_module(Module::Threads, how));
     }
     // A module of an older build would not fit the pages.
     for file in [Module::Threads.bound(), Module::Threads.bound().with_file_name("node_threads.js")] {
@@ -111,21 +123,21 @@ pub fn has_threads() -> bool {
     Module::Threads.bound().is_file()
 }
 
-fn build_module(module: Module, quick: bool) -> Result<()> {
-    let compiled = module.compile()?;
+fn build_module(module: Module, how: How) -> Result<()> {
+    let compiled = module.compile(how.bench)?;
     let bound = module.bound();
     // Remembers how the module in place was made.
     let stamp = module.target().join("wasm-in-place");
-    let how = if quick { "quick" } else { "optimised" };
-    let fresh = is_newer(&bound, &compiled) && fs::read_to_string(&stamp).is_ok_and(|text| text == how);
+    let made = format!("{}{}", if how.quick { "quick" } else { "optimised" }, if how.bench { ", bench" } else { "" });
+    let fresh = is_newer(&bound, &compiled) && fs::read_to_string(&stamp).is_ok_and(|text| text == made);
     if !fresh {
         bind(&compiled, &dist().join("assets"), module.name())?;
-        if !quick {
+        if !how.quick {
             optimise(&bound, module)?;
         }
-        fs::write(&stamp, how).context("the note beside the module cannot be written")?;
+        fs::write(&stamp, made).context("the note beside the module cannot be written")?;
     }
-    check_size(&bound, !quick)
+    check_size(&bound, !how.quick)
 }
 
 fn bind(compiled: &Path, assets: &Path, name: &str) -> Result<()> {

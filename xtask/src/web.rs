@@ -8,7 +8,7 @@ use crate::wasm;
 
 /// Builds the browser node and the pages into `web/dist`.
 pub fn build(quick: bool) -> Result<()> {
-    wasm::build(quick)?;
+    wasm::build(wasm::How { quick, bench: false })?;
     step("pages", || {
         let mut build = command("node", [root().join("web/build.mjs")]);
         if quick {

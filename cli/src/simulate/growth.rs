@@ -12,7 +12,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 pub struct GrowthOptions {
     /// Epoch times for 1 to 64 equal devices, and what the time goes into.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "house")]
     pub growth: bool,
     /// Speed of each device.
     #[arg(long, default_value_t = 20.0)]
@@ -29,7 +29,7 @@ const PER_DEVICE: u32 = 4;
 pub fn run(options: &GrowthOptions, model: &Path, tokens: u32, reduction: u32, svg: Option<&PathBuf>, json: Option<&PathBuf>) -> Result<ExitCode> {
     ensure!(options.growth_gflops > 0.0 && options.growth_gflops.is_finite(), "--growth-gflops is {}: give a number above 0", options.growth_gflops);
     ensure!((1..=64).contains(&options.growth_devices), "--growth-devices is {}: give 1 to 64", options.growth_devices);
-    let cost = model_cost(model, reduction, 1, f64::from(tokens))?;
+    let (cost, _) = model_cost(model, reduction, 1, f64::from(tokens))?;
     let devices: Vec<u32> = (0..7).map(|i| 1 << i).filter(|n| *n <= options.growth_devices).collect();
     let setting = |medium| Setting { gflops: options.growth_gflops, medium, tokens };
     let (cable, wifi) = (setting(Medium::Cable), setting(Medium::Wifi));

@@ -1,9 +1,11 @@
 //! `barycenter simulate HOUSE.json --model FOLDER`: a run in a household of a file.
 
+use crate::model::Sized;
+use crate::output::{check_file, write_file};
 use anyhow::{Context, Result, anyhow, ensure};
 use barycenter_core::household::Household;
 use barycenter_core::io::{Micros, SECOND};
-use barycenter_model::{ModelConfig, names};
+use barycenter_model::names;
 use barycenter_protocol::plan::ModelCost;
 use barycenter_server::{DEFAULT_CACHE, DEFAULT_TAP_EVERY};
 use barycenter_simulator::{Job, gantt, job, report};
@@ -13,13 +15,16 @@ use std::process::ExitCode;
 /// Household time after which a run is given up: a month.
 const LIMIT: Micros = 30 * 24 * 3600 * SECOND;
 
+/// The model unless another is named: a folder, not a name of the hub.
+const DEMO: &str = "assets/demo";
+
 /// What to simulate.
 #[derive(clap::Args)]
 pub struct HouseOptions {
     /// A household file, as assets/households has them.
     pub house: Option<PathBuf>,
-    /// Model folder; config.json is enough.
-    #[arg(long, default_value = "assets/demo")]
+    /// Model folder (config.json is enough), .gguf file, or name on the hub.
+    #[arg(long, default_value = DEMO)]
     pub model: PathBuf,
     /// Epochs, the fill epoch included.
     #[arg(long, default_value_t = 3)]
@@ -64,8 +69,8 @@ pub fn run(options: &HouseOptions) -> Result<ExitCode> {
     let path = options.house.as_ref().context("no household file was named")?;
     let household = read(path)?;
     let job = options.job()?;
-    let cost = model_cost(&options.model, options.reduction, options.tap_every, f64::from(options.tokens))?;
-    let name = options.model.file_name().map_or_else(|| "the model".into(), |n| n.to_string_lossy().into_owned());
+    let (cost, name) = model_cost(&options.model, options.reduction, options.tap_every, f64::from(options.tokens))?;
+    options.check_places()?;
     let mut world = job::world(&household, job.start(&name, cost), options.seed);
     let last_join = household.devices.iter().map(|d| (d.joins_at_seconds * SECOND as f64) as Micros).max().unwrap_or(0);
     let outcome = job::run_to_end(&mut world, last_join, LIMIT);
@@ -83,6 +88,14 @@ pub fn run(options: &HouseOptions) -> Result<ExitCode> {
 }
 
 impl HouseOptions {
+    /// Refuses places that the chart or the report could not be written to, before a long simulation.
+    pub fn check_places(&self) -> Result<()> {
+        for (option, file) in [("--svg", &self.svg), ("--json", &self.json)] {
+            file.as_deref().map_or(Ok(()), |file| check_file(option, file))?;
+        }
+        Ok(())
+    }
+
     /// The run they ask for.
     pub fn job(&self) -> Result<Job> {
         for (value, name) in [(self.epochs, "--epochs"), (self.batch, "--batch"), (self.samples, "--samples"), (self.tokens, "--tokens"), (self.reduction, "--reduction"), (self.tap_every, "--tap-every")] {
@@ -108,23 +121,21 @@ impl HouseOptions {
 
 /// Reads a household file.
 pub fn read(path: &Path) -> Result<Household> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read: name a household file, as assets/households has them", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| anyhow!("{} cannot be read ({error}): name a household file, as assets/households has them", path.display()))?;
     Household::parse(&text).with_context(|| path.display().to_string())
 }
 
-/// What the layers of a model cost. Weights that are not there count as f16.
-pub fn model_cost(folder: &Path, reduction: u32, tap_every: u32, mean_tokens: f64) -> Result<ModelCost> {
-    let config = ModelConfig::from_folder(folder)?;
-    let files = std::fs::read_dir(folder)?.filter_map(|entry| entry.ok());
-    let weights = files.filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
-    let stored: u64 = weights.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
-    let bytes = if stored > 0 { stored } else { 2 * names::parameter_count(&config) as u64 };
-    barycenter_server::side::model_cost(&config, reduction, tap_every, bytes, mean_tokens).map_err(|sentence| anyhow!(sentence))
+/// What the layers of a model cost, and its name. Weights that are not there count as f16.
+pub fn model_cost(model: &Path, reduction: u32, tap_every: u32, mean_tokens: f64) -> Result<(ModelCost, String)> {
+    let Sized { config, name, bytes } = if model == Path::new(DEMO) { Sized::of(model)? } else { Sized::open(model)? };
+    let bytes = if bytes > 0 { bytes } else { 2 * names::parameter_count(&config) as u64 };
+    let cost = barycenter_server::side::model_cost(&config, reduction, tap_every, bytes, mean_tokens).map_err(|sentence| anyhow!(sentence))?;
+    Ok((cost, name))
 }
 
 /// Writes a file whole.
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+    write_file(path, text.as_bytes())?;
     println!("written to {}", path.display());
     Ok(())
 }

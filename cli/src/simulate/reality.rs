@@ -87,7 +87,7 @@ pub fn run(path: &Path) -> Result<ExitCode> {
     ensure!(!measured.nodes.is_empty(), "{}: nodes: at least one is needed", path.display());
     let (sizes, train_samples) = sizes(&measured)?;
     let mean_tokens = sizes.iter().map(|s| f64::from(s.tokens)).sum::<f64>() / sizes.len() as f64;
-    let cost = model_cost(&measured.model, measured.reduction, DEFAULT_TAP_EVERY, mean_tokens)?;
+    let (cost, _) = model_cost(&measured.model, measured.reduction, DEFAULT_TAP_EVERY, mean_tokens)?;
     let speed = measured.alone.speed(&cost, &sizes[..train_samples], measured.batch);
     let held_out = (sizes.len() - train_samples) as u32;
     let job = Job {

@@ -116,9 +116,11 @@ impl Cache {
     async fn open_in(&mut self, storage: &dyn Storage, own: Option<TempDir>) -> Result<()> {
         const KEY: &str = "0";
         let log = ActivationCache::open(storage, KEY, u64::MAX).await.map_err(|error| self.describe(error))?;
-        // A file that is open and has no name goes with its process; where that cannot be, the folder's end removes it.
-        if cfg!(unix) && own.is_some() {
+        // A file that is open and has no name goes with its process, and so need not leave its folder; where that cannot be, the
+        // folder's end removes both.
+        if cfg!(unix) && let Some(own) = &own {
             storage.remove(&format!("cache-{KEY}.log")).await.map_err(|error| self.describe(error))?;
+            let _ = std::fs::remove_dir(own.path());
         }
         self.place = Place::File { log, _folder: own };
         Ok(())

@@ -1,7 +1,7 @@
 //! The rows a run trains on, in tokens, and the questions that are asked before and after.
 
 use super::{Options, sentences, seq2seq};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use barycenter_engine::Sample;
 use barycenter_model::dataset::{
     Chat, DataFormat, Goal, Row, Tokenised, TooLong, pack_windows, read_chats, read_rows, split_held_out, tokenise, tokenise_chats,
@@ -88,7 +88,7 @@ pub(super) struct DataFile {
 impl DataFile {
     fn read(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read: give a .jsonl, .csv, .tsv or .txt file that exists", path.display()))?;
+        let bytes = std::fs::read(path).map_err(|error| anyhow!("{} cannot be read ({error}): give a .jsonl, .csv, .tsv or .txt file", path.display()))?;
         let format = DataFormat::from_name(&name)?;
         Ok(Self { name, bytes, format })
     }
@@ -117,6 +117,7 @@ impl Data {
         let seed = options.seed.unwrap_or(1);
         let task = file.task(options.task.for_model(&model.config)?);
         options.check_adapter_version(task)?;
+        options.check_combination(task)?;
         let mut data = match task {
             Task::Chat => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);

@@ -1,6 +1,6 @@
 //! What every trainer on one computer does in an epoch: its steps, and the held-out rows.
 
-use super::Job;
+use super::{Job, check_loss};
 use super::cache::Cache;
 use anyhow::Result;
 use barycenter_core::order::EpochOrder;
@@ -23,6 +23,7 @@ pub(super) async fn train(job: &Job<'_>, trainer: &mut dyn Trainer, cache: Optio
         let labelled: usize = ids.iter().map(|&id| job.data.samples[id].sequence.labels.len()).sum();
         let pieces = ids.chunks(job.micro_batch()).map(|ids| anyhow::Ok((batch_of(job, ids), entries_of(cache, ids)?)));
         let loss = trainer::step_in_pieces(trainer, labelled, pieces, &no_yield()).await?.loss;
+        check_loss(loss.into(), losses.len(), &job.spec)?;
         losses.push(loss);
         sum += f64::from(loss) * labelled as f64;
         labels += labelled;

@@ -34,7 +34,7 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
     let peak = device.memory().peak_bytes;
     println!("peak memory: {:.1} MB", peak as f64 / 1e6);
     let (right, example) = job.answers(&trainer.model, Beside::Nothing).await?;
-    println!("held-out exact match: after {:.1} %", 100.0 * right);
+    job.print_exact_match(None, right);
     job.print_example("", &example);
     if let Some(folder) = &options.out {
         write_model(path, folder, &trainer.weights().await?, &full_config(path)?)?;
@@ -47,14 +47,16 @@ pub(crate) async fn run(job: &Job<'_>) -> Result<()> {
 
 /// Writes a model folder: weights, config, and beside them what the base model's folder has for texts.
 pub(super) fn write_model(base: &Path, folder: &Path, weights: &BTreeMap<String, RawTensor>, config: &Value) -> Result<()> {
-    write_result("model", folder, "model.safetensors", weights, "config.json", &serde_json::to_string_pretty(config)?)?;
+    let config = serde_json::to_string_pretty(config)?;
+    let mut copies = Vec::new();
     for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"] {
         let from = base.join(name);
         if from.is_file() {
-            std::fs::copy(&from, folder.join(name)).with_context(|| format!("{} cannot be copied", from.display()))?;
+            copies.push((name, std::fs::read(&from).with_context(|| format!("{} cannot be read", from.display()))?));
         }
     }
-    Ok(())
+    let beside: Vec<(&str, &[u8])> = copies.iter().map(|(name, bytes)| (*name, bytes.as_slice())).chain([("config.json", config.as_bytes())]).collect();
+    write_result("model", folder, "model.safetensors", weights, &beside)
 }
 
 /// The model's `config.json`, saying that weights are f32 now.

@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::data::Data;
 use super::side::SideOptions;
-use super::{Job, write_result, write_json};
+use super::{Job, check_loss, write_json, write_result};
 use crate::model::describe_weights;
 use crate::generate::Beside;
 use anyhow::{Context, Result};
@@ -76,6 +76,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
             let norm = runtime.gradient_squared_norm().await?.sqrt();
             runtime.apply(optimiser_step + 1, schedule::learning_rate(spec, optimiser_step) as f32, schedule::clip_factor(spec, norm) as f32)?;
             optimiser_step += 1;
+            check_loss(loss_sum / labels as f64, losses.len(), spec)?;
             losses.push(loss_sum / labels as f64);
             epoch_loss += loss_sum;
             epoch_labels += labels as u64;
@@ -108,12 +109,12 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let model = Backbone::load(device, config, &mut weights, &Parts::all(config))?;
     let (before, example_base) = job.answers(&model, Beside::Nothing).await?;
     let (after, example_tuned) = job.answers(&model, Beside::Side(&side)).await?;
-    println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
+    job.print_exact_match(Some(before), after);
     job.print_example(&example_base, &example_tuned);
     if let Some(folder) = &options.out {
         let mut adapter = json!({ "method": "parallel_adapter", "version": 1, "reduction": side_config.reduction, "taps": side_config.taps });
         side_config.fusion.describe(&mut adapter);
-        write_result("adapter", folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &job.describe(adapter)?)?;
+        write_result("adapter", folder, "adapter_model.safetensors", &tensors, &[("adapter_config.json", job.describe(adapter)?.as_bytes())])?;
     }
     if let Some(path) = &options.json {
         let report = json!({ "losses": losses, "held_out": held_out, "epochs": epochs, "cache_bytes": cache.bytes(), "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": train_peak,

@@ -29,6 +29,17 @@ pub(crate) struct SentenceOptions {
 }
 
 impl SentenceOptions {
+    /// Which of them were given, by their names.
+    pub(super) fn given(&self) -> [(bool, &'static str); 5] {
+        [
+            (self.text_column.is_some(), "--text-column"),
+            (self.pair_column.is_some(), "--pair-column"),
+            (self.label_column.is_some(), "--label-column"),
+            (self.no_header, "--no-header"),
+            (self.max_tokens.is_some(), "--max-tokens"),
+        ]
+    }
+
     fn columns(&self) -> Columns {
         let usual = |name: &Option<String>, number: &str| name.clone().or_else(|| self.no_header.then(|| number.to_string()));
         Columns { text: usual(&self.text_column, "1"), pair: self.pair_column.clone(), label: usual(&self.label_column, "2"), header: !self.no_header }

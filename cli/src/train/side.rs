@@ -31,30 +31,41 @@ pub enum Join {
 /// Options of parallel adapters.
 #[derive(clap::Args)]
 pub struct SideOptions {
-    /// Parallel adapters: which frozen layers they read; fewer make the cache and the epochs smaller.
-    #[arg(long, default_value = "second")]
-    taps: Taps,
-    /// Parallel adapters: how what is read joins the side network.
-    #[arg(long, default_value = "gate")]
-    fusion: Join,
-    /// Parallel adapters: what divides the gates before the sigmoid; smaller ones move faster.
-    #[arg(long, default_value_t = 0.1)]
-    gate_temperature: f32,
+    /// Parallel adapters: which frozen layers they read; fewer make the cache and the epochs smaller (default: second).
+    #[arg(long)]
+    taps: Option<Taps>,
+    /// Parallel adapters: how what is read joins the side network (default: gate).
+    #[arg(long)]
+    fusion: Option<Join>,
+    /// Parallel adapters: what divides the gates before the sigmoid; smaller ones move faster (default: 0.1).
+    #[arg(long)]
+    gate_temperature: Option<f32>,
 }
 
+/// Divides the gates unless another number is given.
+const GATE_TEMPERATURE: f32 = 0.1;
+
 impl SideOptions {
+    /// Which of them were given, by their names.
+    pub(super) fn given(&self) -> [(bool, &'static str); 3] {
+        [(self.taps.is_some(), "--taps"), (self.fusion.is_some(), "--fusion"), (self.gate_temperature.is_some(), "--gate-temperature")]
+    }
+
     fn fusion(&self) -> anyhow::Result<Fusion> {
-        let temperature = self.gate_temperature;
+        let temperature = self.gate_temperature.unwrap_or(GATE_TEMPERATURE);
         anyhow::ensure!(temperature.is_finite() && temperature > 0.0, "--gate-temperature must be a number above 0");
-        Ok(match self.fusion {
-            Join::Gate => Fusion::Gate { temperature },
-            Join::Sum => Fusion::Sum,
-        })
+        match self.fusion.unwrap_or_default() {
+            Join::Gate => Ok(Fusion::Gate { temperature }),
+            Join::Sum => {
+                anyhow::ensure!(self.gate_temperature.is_none(), "--gate-temperature is of gates, and --fusion sum has none: leave one of them out");
+                Ok(Fusion::Sum)
+            }
+        }
     }
 
     /// Every so many-th layer is read.
     pub(super) fn tap_every(&self) -> u32 {
-        match self.taps {
+        match self.taps.unwrap_or_default() {
             Taps::All => 1,
             Taps::Second => 2,
             Taps::Fourth => 4,

@@ -65,7 +65,6 @@ impl Training {
         let training = job.training(learning_rate(options.method));
         if options.method == Method::Full {
             refuse_packed(options.weights)?;
-            ensure!(options.cache.is_none_or(|cache| cache == Cache::None), "--cache keeps what frozen layers give, and full fine-tuning has none: leave it out");
             return Ok(Self::Full(Box::new(FullTrainer::load(device, config, weights, training)?)));
         }
         if is_version_2(job) {
@@ -233,7 +232,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let eval = match before {
         Some((before, example_base)) => {
             let (after, example) = training.answers(job, &mut weights).await?;
-            println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
+            job.print_exact_match(Some(before), after);
             job.print_example(&example_base, &example);
             json!({ "before": before, "after": after })
         }
@@ -332,11 +331,9 @@ async fn write(job: &Job<'_>, training: &Training, weights: &mut Source, folder:
             job.describe(adapter)?
         }
     };
-    write_result("adapter", folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &adapter)?;
-    if let Some(labels) = labels {
-        write_json(&folder.join("labels.json"), &json!({ "task": if labels.is_empty() { "regress" } else { "classify" }, "labels": labels }))?;
-    }
-    Ok(())
+    let labels = labels.map(|labels| serde_json::to_string_pretty(&json!({ "task": if labels.is_empty() { "regress" } else { "classify" }, "labels": labels }))).transpose()?;
+    let beside: Vec<(&str, &[u8])> = [Some(("adapter_config.json", adapter.as_bytes())), labels.as_ref().map(|labels| ("labels.json", labels.as_bytes()))].into_iter().flatten().collect();
+    write_result("adapter", folder, "adapter_model.safetensors", &tensors, &beside)
 }
 
 /// The config of a model whose head was trained: what `transformers` calls its class, and its labels (none: a regression).

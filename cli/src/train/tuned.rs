@@ -20,6 +20,10 @@ use std::time::Instant;
 
 /// Peak learning rate unless one is given; a model's own recommendation is for the side network.
 const LEARNING_RATE: f64 = 2e-3;
+/// Rank of LoRA unless one is given.
+const RANK: usize = 8;
+/// PEFT's word for every linear layer but the head.
+const ALL_LINEAR: &str = "all-linear";
 
 /// What is kept of the frozen prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -113,10 +117,10 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let model = Adapter::parse(&adapter)?.whole_model(device, config, &mut weights, |name| tensors.get(name).cloned())?;
     drop(tuner);
     let (after, example) = job.answers(&model, Beside::Nothing).await?;
-    println!("held-out exact match: before {:.1} %, after {:.1} %", 100.0 * before, 100.0 * after);
+    job.print_exact_match(Some(before), after);
     job.print_example(&example_base, &example);
     if let Some(folder) = &options.out {
-        write_result("adapter", folder, "adapter_model.safetensors", &tensors, "adapter_config.json", &adapter)?;
+        write_result("adapter", folder, "adapter_model.safetensors", &tensors, &[("adapter_config.json", adapter.as_bytes())])?;
     }
     if let Some(path) = &options.json {
         write_json(path, &json!({
@@ -156,17 +160,19 @@ pub(super) fn inserts(job: &Job<'_>) -> Result<Inserts> {
         return Ok(Inserts::Lora(Lora::new(device, config, &lora, |name| barycenter_model::TensorSource::load(&mut tensors, name).ok())?));
     }
     ensure!(options.alpha.is_none_or(f64::is_finite), "--alpha must be a number");
+    let rank = options.rank.unwrap_or(RANK);
+    ensure!((1..=config.width).contains(&rank), "--rank {rank} must be 1 to {}, the width of the model", config.width);
     let mut lora = LoraConfig {
-        rank: options.rank,
-        alpha: options.alpha.unwrap_or(2.0 * options.rank as f64),
+        rank,
+        alpha: options.alpha.unwrap_or(2.0 * rank as f64),
         rank_stabilised: false,
-        targets: options.targets.clone(),
+        targets: if options.targets.is_empty() { vec![ALL_LINEAR.into()] } else { options.targets.clone() },
         layers: options.last_layers.filter(|_| !two_stacks).map(|_| layers.collect()),
         patterns: Patterns::default(),
     };
     if let (Some(last), true) = (options.last_layers, two_stacks) {
         lora = lora.in_last_of_decoder(config, last)?;
-    } else if lora.targets.iter().any(|target| target == "all-linear") {
+    } else if lora.targets.iter().any(|target| target == ALL_LINEAR) {
         // PEFT does not know the word beside chosen layers: its file gets the names.
         let names: BTreeSet<String> = lora_modules(config, &lora)?.iter().map(|module| target_name(config, &module.name)).collect();
         lora.targets = names.into_iter().collect();

@@ -16,7 +16,7 @@ use crate::io::{Job, JobId, JobResult, LossPart, Micros, NodeInput, NodeOutput, 
 use crate::order::SampleOrder;
 use barycenter_protocol::control::{Assignment, CacheSend, FromNode, Phase, PhaseKind, RunSpec, ToNode};
 use barycenter_protocol::peer::PeerMessage;
-use barycenter_protocol::plan::Plan;
+use barycenter_protocol::plan::{Plan, layers_text};
 use barycenter_protocol::{Generation, NodeId, SampleId};
 use mailbox::{CacheArrival, Inbox, Outbox};
 use pipeline::Refill;
@@ -227,7 +227,7 @@ impl Node {
     /// What it does now, for people, and the part of it done (0 … 1) where that is known.
     pub fn activity(&self) -> (String, Option<f32>) {
         let Some(active) = &self.active else { return ("idle".into(), None) };
-        let layers = || active.setup.part.as_ref().map_or(String::new(), |p| format!("stage {}, layers {}–{}", p.stage + 1, p.layers.start + 1, p.layers.end));
+        let layers = || active.setup.part.as_ref().map_or(String::new(), |p| format!("stage {}, {}", p.stage + 1, layers_text(p.layers.start, p.layers.end)));
         match &active.doing {
             Doing::Preparing => ("getting ready".into(), None),
             Doing::Idle if active.setup.assignment.plan.stores.iter().any(|m| m.node == active.setup.id) => ("keeping cache entries for others".into(), None),

@@ -5,11 +5,13 @@ mod random_weights;
 mod shapes;
 mod steps;
 mod timer;
+mod training;
 
 pub use kernels::{KernelRate, Peaks, kernel_rates};
 pub use random_weights::RandomWeights;
 pub use shapes::{SHAPES, Shape};
 pub use steps::{Load, Method, Outcome, StepTimes, measure};
+pub use training::Training;
 
 use crate::backend::{Backend, BackendError, BackendKind};
 use crate::op::{Dtype, Layout, Op};

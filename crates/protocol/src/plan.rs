@@ -96,6 +96,11 @@ pub struct Stage {
     pub members: Vec<StageMember>,
 }
 
+/// Layers `start .. end` (0-based) as people count them: `layer 6`, `layers 1–5`.
+pub fn layers_text(start: u32, end: u32) -> String {
+    if end == start + 1 { format!("layer {end}") } else { format!("layers {}–{end}", start + 1) }
+}
+
 /// What a device was given, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceReason {

@@ -4,6 +4,7 @@ use super::{CurrentRun, Host, unix_millis};
 use barycenter_protocol::NodeId;
 use barycenter_protocol::api::{HeldOutPoint, LinkView, LossPoint, NodeView, RunView, Snapshot};
 use barycenter_protocol::control::PhaseKind;
+use barycenter_protocol::plan::layers_text;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,7 +56,7 @@ impl Host {
                 (_, None, None) => "waits for the next epoch".into(),
                 (None, ..) => "gets ready".into(),
                 (Some(PhaseKind::Fill | PhaseKind::Refill), Some((at, stage)), _) => {
-                    format!("stage {}, layers {}–{}", at + 1, stage.layers.start + 1, stage.layers.end)
+                    format!("stage {}, {}", at + 1, layers_text(stage.layers.start, stage.layers.end))
                 }
                 (Some(PhaseKind::Redistribute), ..) => "moves cache entries".into(),
                 (Some(PhaseKind::Train), _, Some((start, end))) => format!("trains on {} of every {} samples", end - start, run.stored.spec.batch),

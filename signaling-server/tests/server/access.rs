@@ -74,6 +74,18 @@ async fn pages_are_isolated_and_never_stale() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_typed_with_http_leads_to_the_page() {
+    let house = House::open().await;
+    let address = format!("http://127.0.0.1:{}/", house.server.address().port());
+    let page = house.client.http.get(&address).send().await.unwrap();
+    assert_eq!((page.status(), page.url().scheme()), (StatusCode::OK, "https"));
+    // What carries something is not sent on: it was read by anybody on the way.
+    let posted = house.client.http.post(format!("{address}api/runs")).body("{}").send().await.unwrap();
+    assert_eq!(posted.status(), StatusCode::BAD_REQUEST);
+    assert!(posted.text().await.unwrap().contains("https://"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn links_survive_a_restart() {
     let house = House::open().await;
     let invite: Invite = house.client.get_json("/api/invite").await;

@@ -4,6 +4,7 @@ use super::support::{House, MODEL, refusal, tiny_data, tiny_model};
 use barycenter_model::{Manifest, TokenSample};
 use barycenter_protocol::api::{DatasetInfo, DatasetPreview, ModelInfo};
 use reqwest::{Method, StatusCode, header};
+use std::path::Path;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_come_by_ranges() {
@@ -45,12 +46,22 @@ async fn broken_model_folders_say_what_is_wrong() {
     std::fs::remove_file(models.join("no-tokenizer/tokenizer.json")).unwrap();
     tiny_model(&models.join("other"));
     std::fs::write(models.join("other/config.json"), r#"{"model_type": "mamba"}"#).unwrap();
+    tiny_model(&models.join("no-config"));
+    std::fs::remove_file(models.join("no-config/config.json")).unwrap();
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tasks/bert-classify");
+    std::fs::create_dir(models.join("encoder")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(bert.join(name), models.join("encoder").join(name)).unwrap();
+    }
+    std::fs::write(models.join("encoder/tokenizer.json"), "{}").unwrap();
     let list: Vec<ModelInfo> = house.client.get_json("/api/models").await;
     let problem = |id: &str| list.iter().find(|m| m.id == id).unwrap_or_else(|| panic!("{id}: {list:?}")).problem.clone().unwrap_or_default();
     assert_eq!(problem(MODEL), "");
     assert!(problem("cut-off").contains("cut off or damaged"), "{}", problem("cut-off"));
     assert!(problem("no-tokenizer").contains("tokenizer.json"));
     assert!(problem("other").contains("mamba"));
+    assert!(problem("no-config").contains("config.json"), "a folder that looks like a model is not passed over");
+    assert!(problem("encoder").contains("trained on one computer"), "{}", problem("encoder"));
     let (status, sentence) = refusal(house.client.get("/api/models/cut-off/manifest").await).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert!(sentence.contains("model.safetensors"));

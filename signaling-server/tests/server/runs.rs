@@ -217,6 +217,7 @@ async fn a_run_goes_from_plan_to_exact_match_and_download() {
     assert_eq!(kept.info, view.info);
     let (status, sentence) = refusal(house.client.post("/api/ask", &AskRequest { prompt: "lamp".into(), run: None, max_new_tokens: None }).await).await;
     assert_eq!(status, StatusCode::CONFLICT, "nobody is there to answer: {sentence}");
+    assert!(sentence.contains("no device has joined"), "{sentence}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,7 +73,10 @@ export function Events({ events }: { events: EventView[] }): JSX.Element {
           {[...events].reverse().map((event, i) => (
             <li key={`${event.at_millis}-${events.length - i}`} class={event.level}>
               <time>{clock(event.at_millis)}</time>
-              <span>{event.text}</span>
+              <span>
+                {(event.level === 'bad' || event.level === 'warning') && <span class="unseen">{event.level === 'bad' ? 'Trouble: ' : 'Note: '}</span>}
+                {event.text}
+              </span>
             </li>
           ))}
         </ol>

@@ -2,6 +2,7 @@
 
 import type { JSX } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
+import { nounOf, platformOf } from '../device';
 import type { Invite } from '../protocol';
 
 export function InvitePanel({ invite, fragment }: { invite: Invite; fragment: string }): JSX.Element {
@@ -11,11 +12,12 @@ export function InvitePanel({ invite, fragment }: { invite: Invite; fragment: st
       <div class="invite-text">
         <p>Scan this with the camera of a phone or tablet in the same Wi-Fi.</p>
         <p class="quiet">
-          The first time, the browser warns about the certificate: this computer made it itself. Choose “Advanced”, then “Proceed”.
+          The first time, the browser warns about the certificate, which the home server made itself. Choose “Advanced”, then “Proceed”; on an iPhone or
+          iPad “Show Details”, then “visit this website”.
         </p>
         <CopyField text={invite.url} />
         <p class="quiet">
-          Or let <a href={`/join${fragment}`} target="_blank" rel="noopener">this computer join</a> in a tab of its own.
+          Or let <a href={`/join${fragment}`} target="_blank" rel="noopener">this {nounOf(platformOf(navigator.userAgent, navigator.maxTouchPoints))} join</a> in a tab of its own.
         </p>
       </div>
     </div>

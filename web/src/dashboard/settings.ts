@@ -32,7 +32,7 @@ export const SETTINGS: readonly Setting[] = [
   { key: 'batch', label: 'Samples per step', placeholder: '16', step: '1', help: 'Shared out among the devices.', isWhole: true, min: 1 },
   { key: 'learning_rate', label: 'Learning rate', placeholder: '0.001', step: 'any', help: 'Its peak; it warms up and then falls to zero.', isWhole: false, min: 0 },
   { key: 'reduction', label: 'Reduction', placeholder: 'automatic', step: '1', help: 'How many times narrower the adapter is than the model.', isWhole: true, min: 1 },
-  { key: 'tap_every', label: 'Layers read', placeholder: '2', step: '1', help: 'Every so many-th of the model’s layers; fewer make epochs shorter.', isWhole: true, min: 1 },
+  { key: 'tap_every', label: 'Layers read', placeholder: '2', step: '1', help: '1: all of the model’s layers, 2: every second, 3: every third. Fewer make epochs shorter.', isWhole: true, min: 1 },
   { key: 'warmup_steps', label: 'Warm-up steps', placeholder: 'a tenth of all', step: '1', help: 'Steps until the learning rate peaks.', isWhole: true, min: 0 },
   { key: 'exact_match_rows', label: 'Test questions', placeholder: 'automatic', step: '1', help: 'Held-out rows answered before and after; 0 for none.', isWhole: true, min: 0 },
   { key: 'seed', label: 'Seed', placeholder: '1', step: '1', help: 'The same seed repeats a run.', isWhole: true, min: 0 },

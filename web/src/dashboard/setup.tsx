@@ -2,7 +2,7 @@
 
 import type { JSX } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { sentenceOf } from '../api';
+import { sentence, sentenceOf } from '../api';
 import type { Api } from '../api';
 import { bytes, count, duration, plural } from '../format';
 import type { DatasetInfo, DatasetPreview, ModelInfo, NodeView, PlanPreview, RunRequest } from '../protocol';
@@ -130,7 +130,7 @@ function Models({ models, chosen, onChoose }: { models: ModelInfo[] | null; chos
           <span>
             <b>{model.name}</b>
             <small>
-              {model.problem ?? `${modelFacts(model.parameters, model.layers, model.width)}, ${bytes(model.bytes)}, reads up to ${count(model.max_positions)} tokens`}
+              {model.problem ? sentence(model.problem) : `${modelFacts(model.parameters, model.layers, model.width)}, ${bytes(model.bytes)}, reads up to ${count(model.max_positions)} tokens`}
             </small>
           </span>
         </label>
@@ -365,10 +365,12 @@ function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: 
               <dd>{device.train}</dd>
               {device.keep && <dt>keeps</dt>}
               {device.keep && <dd>{device.keep}</dd>}
-              <dt>memory</dt>
-              <dd>
-                {bytes(device.fillMemoryBytes)}, then {bytes(device.trainMemoryBytes)}
-              </dd>
+              {device.fillMemoryBytes + device.trainMemoryBytes > 0 && <dt>memory</dt>}
+              {device.fillMemoryBytes + device.trainMemoryBytes > 0 && (
+                <dd>
+                  {bytes(device.fillMemoryBytes)}, then {bytes(device.trainMemoryBytes)}
+                </dd>
+              )}
             </dl>
             {device.reason && <p>{device.reason}</p>}
           </li>
@@ -377,28 +379,30 @@ function PlanDetails({ preview, nodes, change }: { preview: PlanPreview; nodes: 
       {links.length > 0 && (
         <details class="plan-links">
           <summary>What goes over the links</summary>
-          <table>
-            <thead>
-              <tr>
-                <th>Link</th>
-                <th>Each fill step</th>
-                <th>Each train step</th>
-                <th>Once between</th>
-                {streams && <th>Each epoch</th>}
-              </tr>
-            </thead>
-            <tbody>
-              {links.map((link) => (
-                <tr key={link.name}>
-                  <td>{link.name}</td>
-                  <td>{bytes(link.fillBytes)}</td>
-                  <td>{bytes(link.trainBytes)}</td>
-                  <td>{bytes(link.onceBytes)}</td>
-                  {streams && <td>{bytes(link.epochBytes)}</td>}
+          <div class="scroll">
+            <table>
+              <thead>
+                <tr>
+                  <th>Link</th>
+                  <th>Each fill step</th>
+                  <th>Each train step</th>
+                  <th>Once between</th>
+                  {streams && <th>Each epoch</th>}
                 </tr>
-              ))}
-            </tbody>
-          </table>
+              </thead>
+              <tbody>
+                {links.map((link) => (
+                  <tr key={link.name}>
+                    <td>{link.name}</td>
+                    <td>{bytes(link.fillBytes)}</td>
+                    <td>{bytes(link.trainBytes)}</td>
+                    <td>{bytes(link.onceBytes)}</td>
+                    {streams && <td>{bytes(link.epochBytes)}</td>}
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </div>
         </details>
       )}
       {preview.plan.gradients === 'f16' && <p class="quiet">Gradients travel in half precision: over these links that makes a step noticeably faster.</p>}

@@ -84,7 +84,7 @@ function Picture({ width, nodes, traffic }: { width: number; nodes: NodeView[]; 
       {nodes.length !== 1 && <path class="point" d={`M${point.x} ${point.y - 8}v16M${point.x - 8} ${point.y}h16`} />}
       {nodes.length === 0 && (
         <text class="swarm-empty" x={middle.x} y={middle.y + 34}>
-          Nothing circles this point yet
+          Nothing circles this point
         </text>
       )}
       {traffic.map((link) => {

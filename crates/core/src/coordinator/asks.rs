@@ -36,7 +36,9 @@ impl Asks {
                 out.push_back(CoordinatorOutput::ToNode { node: profile.node, message: ToNode::Generate(ask.request.clone()) });
             }
             None => {
-                let sentence = if ask.problem.is_empty() {
+                let sentence = if swarm.members.is_empty() {
+                    "no device has joined that could answer: open the join page on one, or start `barycenter node`".to_owned()
+                } else if ask.problem.is_empty() {
                     format!("answering takes {} of memory on one device, and none that has joined offers that: join a device with more memory", crate::planner::human_bytes(ask.memory_bytes))
                 } else {
                     std::mem::take(&mut ask.problem)

@@ -7,7 +7,7 @@ use super::search::Found;
 use super::storage;
 use super::train::{TrainChoice, train_choices};
 use super::{WORTHWHILE, human_bytes};
-use barycenter_protocol::plan::{DeviceReason, FillMode, LinkTraffic, Plan, PlanBound, ReduceAdvice, Stage, StageMember};
+use barycenter_protocol::plan::{DeviceReason, FillMode, LinkTraffic, Plan, PlanBound, ReduceAdvice, Stage, StageMember, layers_text};
 use std::collections::BTreeMap;
 
 /// AllReduce may take this part of a train step before accumulating over more mini-batches is advised.
@@ -143,7 +143,7 @@ fn reason(costs: &Costs, found: &Found, d: usize) -> DeviceReason {
         Some((i, s, slots)) => {
             let share = if s.members.len() > 1 { format!(" for {slots} of {} samples", costs.batch) } else { String::new() };
             let (used, budget) = (human_bytes(fill_memory_bytes), human_bytes(device.memory_budget_bytes));
-            format!("{} ({speed}) holds layers {}–{}{share} as stage {} of {count}, {used} of its {budget}", device.name, s.from + 1, s.to, i + 1)
+            format!("{} ({speed}) holds {}{share} as stage {} of {count}, {used} of its {budget}", device.name, layers_text(s.from as u32, s.to as u32), i + 1)
         }
         None if !costs.stores && costs.cache_slot_bytes(costs.layers() - 1, costs.layers()) > device.storage_budget_bytes => {
             format!("{} holds no layers: the {} it offers to store are too few for a layer's part of the cache", device.name, human_bytes(device.storage_budget_bytes))

@@ -1,7 +1,9 @@
 //! Softmax attention per segment and key/value head, its queries in blocks, so that scores stay in the cache.
 
+mod bias;
 mod narrow;
 mod short;
+mod small;
 
 use super::matmul::{Matrix, strided};
 use super::simd::{self, dot, exp, kernel, largest};
@@ -323,7 +325,7 @@ mod tests {
     }
 
     /// (query rows, key rows) of each segment; a row of no segment behind the first.
-    fn compare(segments: &[(u32, u32)], heads: (u32, u32), head_dim: u32, causal: bool, window: u32) {
+    fn compare(segments: &[(u32, u32)], heads: (u32, u32), head_dim: u32, causal: bool, window: u32, biased: bool) {
         let (mut table, mut queries, mut keys) = (Vec::new(), 0, 0);
         for (index, (q, k)) in segments.iter().enumerate() {
             let gap = u32::from(index == 1);
@@ -331,10 +333,12 @@ mod tests {
             table.extend([queries, queries + q, keys, keys + k]);
             (queries, keys) = (queries + q, keys + k);
         }
-        let shape = AttentionShape { heads: heads.0, kv_heads: heads.1, head_dim, scale: 0.7, bias_zero: 0, causal, window, segments: segments.len() as u32, queries, keys };
+        let bias_zero = if biased { segments.iter().map(|(q, k)| q.max(k) - 1).max().unwrap() } else { 0 };
+        let shape = AttentionShape { heads: heads.0, kv_heads: heads.1, head_dim, scale: 0.7, bias_zero, causal, window, segments: segments.len() as u32, queries, keys };
         let (len, kv_len) = lengths(&shape);
         let (q, k, v, dout) = (values(len, 1), values(kv_len, 2), values(kv_len, 3), values(len, 4));
-        let inputs = || Inputs { q: &q, k: &k, v: &v, table: &table, bias: None };
+        let bias = values(bias_len(&shape), 5);
+        let inputs = || Inputs { q: &q, k: &k, v: &v, table: &table, bias: biased.then_some(&bias) };
         let rows = (queries * heads.0) as usize;
         // Rows of no segment are left as they are by a forward pass, and 0 in a gradient.
         let (mut out, mut lse, mut want_out, mut want_lse) = (vec![0.0; len], vec![0.0; rows], vec![0.0; len], vec![0.0; rows]);
@@ -344,14 +348,14 @@ mod tests {
         assert_close(&out, &want_out, &format!("out {what}"));
         assert_close(&lse, &want_lse, &format!("lse {what}"));
         let grads = |short: bool| {
-            let mut to = [vec![9.0; len], vec![9.0; kv_len], vec![9.0; kv_len], vec![9.0; rows]];
-            let [dq, dk, dv, delta] = &mut to;
-            let gradients = Gradients { dq, dk, dv, delta, dbias: &mut [] };
+            let mut to = [vec![9.0; len], vec![9.0; kv_len], vec![9.0; kv_len], vec![9.0; rows], vec![9.0; if biased { bias.len() } else { 0 }]];
+            let [dq, dk, dv, delta, dbias] = &mut to;
+            let gradients = Gradients { dq, dk, dv, delta, dbias };
             let forward = Forward { inputs: inputs(), out: &want_out, lse: &want_lse };
             if short { short::attention_grad(&forward, &dout, gradients, &shape) } else { by_blocks_grad(&forward, &dout, gradients, &shape) }
             to
         };
-        for ((got, want), name) in grads(true).iter().zip(&grads(false)).zip(["dq", "dk", "dv", "delta"]) {
+        for ((got, want), name) in grads(true).iter().zip(&grads(false)).zip(["dq", "dk", "dv", "delta", "dbias"]) {
             assert_close(got, want, &format!("{name} {what}"));
         }
     }
@@ -362,11 +366,13 @@ mod tests {
             for (causal, window) in [(true, 0), (true, 5), (false, 0), (false, 7)] {
                 for segments in [&[(1, 1), (8, 8), (25, 25)][..], &[(17, 17), (9, 9)], &[(3, 20), (1, 33), (40, 41)]] {
                     for heads in [(6, 3), (4, 4), (4, 1)] {
-                        compare(segments, heads, head_dim, causal, window);
+                        compare(segments, heads, head_dim, causal, window, false);
+                        compare(segments, heads, head_dim, causal, window, true);
                     }
                 }
             }
         }
-        compare(&[(5, 9), (30, 2)], (4, 2), 8, false, 0);
+        compare(&[(5, 9), (30, 2)], (4, 2), 8, false, 0, false);
+        compare(&[(5, 9), (30, 2)], (4, 2), 8, false, 0, true);
     }
 }

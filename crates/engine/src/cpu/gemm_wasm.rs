@@ -122,6 +122,38 @@ fn block(a: &[f32], b: &[f32], c: &mut [f32], c_stride: usize, (rows, cols, dept
     }
 }
 
+/// The products of [`HEIGHT`] rows of `a` and the first [`WIDTH`] columns of `b` summed over `depth`, where they lie: for matrices too
+/// small to be copied. `count` rows go to `c`, or are added to it. `b` and `c` come with the elements from one row to the next.
+///
+/// A call of its own, because browsers spill registers where this is part of a long function.
+#[cfg_attr(not(target_arch = "wasm32"), allow(dead_code, reason = "native attention has blocks of its own; tests run this one"))]
+#[inline(never)]
+pub(super) fn tile_in_place(a: Matrix<'_>, b: (&[f32], usize), depth: usize, c: (&mut [f32], usize), count: usize, adds: bool) {
+    let Matrix(values, (row_stride, depth_stride)) = a;
+    if depth > 0 {
+        assert!((HEIGHT - 1) * row_stride + (depth - 1) * depth_stride < values.len(), "the rows have that depth");
+        assert!((depth - 1) * b.1 + WIDTH <= b.0.len(), "the columns have that depth");
+    }
+    let mut lefts: [*const f32; HEIGHT] = std::array::from_fn(|r| values.as_ptr().wrapping_add(r * row_stride));
+    let mut right = b.0.as_ptr();
+    let mut sums = [[F32x4::ZERO; 2]; HEIGHT];
+    for _ in 0..depth {
+        // SAFETY: the last of these places lies in its slice, as was asserted, and the others before it.
+        let (xs, line) = unsafe { (lefts.map(|left| *left), &*right.cast::<[f32; WIDTH]>()) };
+        let [low, high] = halves(line);
+        for r in 0..HEIGHT {
+            let x = F32x4::splat(xs[r]);
+            sums[r][0] = sums[r][0].plus_product(x, low);
+            sums[r][1] = sums[r][1].plus_product(x, high);
+        }
+        lefts = lefts.map(|left| left.wrapping_add(depth_stride));
+        right = right.wrapping_add(b.1);
+    }
+    for (r, sums) in sums.iter().take(count).enumerate() {
+        put(sums, &mut c.0[r * c.1..][..WIDTH], adds);
+    }
+}
+
 /// Products of a panel of a and one of b, summed over the depth.
 #[inline(always)]
 fn tile(a: &[f32], b: &[f32]) -> [[F32x4; 2]; HEIGHT] {
@@ -342,6 +374,26 @@ mod tests {
                         let (i, j) = (at / c_stride, at % c_stride);
                         let want = if j < n { element(i, j) } else { before[at] };
                         assert_eq!(*got, want, "{m}×{n}×{k}, strides {a_strides:?} {b_strides:?} {c_stride}: row {i}, column {j}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tile_in_place_is_exact() {
+        for depth in [0, 1, 5, 33] {
+            for (row_stride, depth_stride) in [(depth + 3, 1), (1, 9)] {
+                let (a, b) = (values(3 * row_stride + depth * depth_stride + 1, 1), values(depth * 11 + 8, 2));
+                for (count, adds) in [(4, false), (3, true)] {
+                    let before = values(4 * 10, 3);
+                    let mut c = before.clone();
+                    tile_in_place(Matrix(&a, (row_stride, depth_stride)), (&b, 11), depth, (&mut c, 10), count, adds);
+                    for (at, got) in c.iter().enumerate() {
+                        let (i, j) = (at / 10, at % 10);
+                        let sum: f32 = (0..depth).map(|d| a[i * row_stride + d * depth_stride] * b[d * 11 + j]).sum();
+                        let want = if i >= count || j >= 8 { before[at] } else { sum + if adds { before[at] } else { 0.0 } };
+                        assert_eq!(*got, want, "depth {depth}, strides {row_stride} {depth_stride}: row {i}, column {j}");
                     }
                 }
             }

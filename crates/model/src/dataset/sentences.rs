@@ -150,8 +150,9 @@ impl Names {
             },
             (text, pair) => Self { first: named(text, &TEXT_NAMES), second: pair.clone(), label: named(&columns.label, &LABEL_NAMES) },
         };
-        for wanted in [&names.first, &names.label] {
-            records.require_column(wanted, "a text and a label column, or say which columns they are")?;
+        for (wanted, given) in [(&names.first, &columns.text), (&names.label, &columns.label)] {
+            let expected = given.as_ref().map_or("a text and a label column, or say which columns they are".to_string(), |name| format!("a column `{name}`"));
+            records.require_column(wanted, &expected)?;
         }
         if let Some(second) = &names.second {
             records.require_column(std::slice::from_ref(second), &format!("a column `{second}`"))?;

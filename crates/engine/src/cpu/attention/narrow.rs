@@ -2,10 +2,11 @@
 //! vector, keys one after the other. No sum goes across lanes but the keys' and values' gradients, once at the end.
 
 use super::super::simd::{exp, fused_kernel, ln, plus};
+use super::bias::HeadBias;
 use super::short::{GradInputs, GradOutputs, Scratch, Segment};
 
 /// Queries side by side.
-const QUERIES: usize = 8;
+pub(super) const QUERIES: usize = 8;
 /// One value of each of these queries.
 type Lanes = [f32; QUERIES];
 
@@ -15,36 +16,37 @@ pub(super) fn applies(head_dim: usize) -> bool {
 }
 
 /// `inputs`: q, k, v of the segment, from its first row on.
-pub(super) fn attend(segment: Segment, inputs: (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+pub(super) fn attend(segment: Segment, inputs: (&[f32], &[f32], &[f32]), bias: Option<&HeadBias>, out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
     let function = match segment.head_dim {
         4 => attend_4,
         8 => attend_8,
         12 => attend_12,
         _ => attend_16,
     };
-    function(segment, inputs, out, lse, scratch);
+    function(segment, inputs, bias, out, lse, scratch);
 }
 
-pub(super) fn attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
+/// `dbias`: gradient of scaled scores by [`super::bias::BiasSizes::at`] for each head, added to; empty where it is not wanted.
+pub(super) fn attend_grad(segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, dbias: &mut [f32], scratch: &mut Scratch) {
     let function = match segment.head_dim {
         4 => attend_grad_4,
         8 => attend_grad_8,
         12 => attend_grad_12,
         _ => attend_grad_16,
     };
-    function(segment, from, to, scratch);
+    function(segment, from, to, dbias, scratch);
 }
 
 macro_rules! of_width {
     ($width:literal, $attend:ident, $attend_grad:ident) => {
         fused_kernel! {
-            fn $attend[FUSED](segment: Segment, inputs: (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
-                attend_width::<$width, FUSED>(segment, inputs, out, lse, &mut scratch.lanes);
+            fn $attend[FUSED](segment: Segment, inputs: (&[f32], &[f32], &[f32]), bias: Option<&HeadBias>, out: &mut [f32], lse: &mut [f32], scratch: &mut Scratch) {
+                attend_width::<$width, FUSED>(segment, inputs, bias, out, lse, &mut scratch.lanes);
             }
         }
         fused_kernel! {
-            fn $attend_grad[FUSED](segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, scratch: &mut Scratch) {
-                attend_grad_width::<$width, FUSED>(segment, from, to, &mut scratch.lanes);
+            fn $attend_grad[FUSED](segment: Segment, from: GradInputs<'_>, to: GradOutputs<'_>, dbias: &mut [f32], scratch: &mut Scratch) {
+                attend_grad_width::<$width, FUSED>(segment, from, to, dbias, &mut scratch.lanes);
             }
         }
     };
@@ -149,6 +151,15 @@ fn add_products<const WIDTH: usize, const FUSED: bool>(sums: &mut [Lanes], a: &L
     }
 }
 
+/// Raw scores become scaled ones with their bias; `near`: the first query's place in the head's biases, the others' are before it.
+#[inline(always)]
+fn add_bias(scores: &mut Lanes, scale: f32, biases: &[f32], near: usize) {
+    let biases = &biases[near + 1 - QUERIES..][..QUERIES];
+    for i in 0..QUERIES {
+        scores[i] = scores[i] * scale + biases[QUERIES - 1 - i];
+    }
+}
+
 /// The lanes added as a tree.
 #[inline(always)]
 fn total(lanes: &Lanes) -> f32 {
@@ -160,18 +171,31 @@ fn total(lanes: &Lanes) -> f32 {
 }
 
 #[inline(always)]
-fn attend_width<const WIDTH: usize, const FUSED: bool>(segment: Segment, (q, k, v): (&[f32], &[f32], &[f32]), out: &mut [f32], lse: &mut [f32], scratch: &mut Vec<f32>) {
-    let (group, k_stride, scale) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH, segment.scale);
+fn attend_width<const WIDTH: usize, const FUSED: bool>(
+    segment: Segment,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    bias: Option<&HeadBias>,
+    out: &mut [f32],
+    lse: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    let (group, k_stride) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH);
+    // Scores with a bias are scaled already.
+    let scale = if bias.is_some() { 1.0 } else { segment.scale };
     scratch.resize(segment.keys * QUERIES, 0.0);
     let scores = scratch.as_chunks_mut::<QUERIES>().0;
     for head in 0..segment.heads {
         let column = head / group * WIDTH;
+        let biases = bias.map(|bias| (bias.head(head), bias.sizes()));
         for first in (0..segment.queries).step_by(QUERIES) {
             let block = Block::new(&segment, head, first);
             let q = block.load::<WIDTH>(q);
             let mut max = [f32::MIN; QUERIES];
             for j in block.some.clone() {
                 let mut s = dot::<WIDTH, FUSED>(&q, &k[j * k_stride + column..][..WIDTH]);
+                if let Some((biases, sizes)) = biases {
+                    add_bias(&mut s, segment.scale, biases, sizes.at(&segment, first, j));
+                }
                 block.mask(j, &mut s, f32::MIN);
                 for i in 0..QUERIES {
                     max[i] = if s[i] > max[i] { s[i] } else { max[i] };
@@ -210,18 +234,30 @@ fn attend_width<const WIDTH: usize, const FUSED: bool>(segment: Segment, (q, k, 
 }
 
 #[inline(always)]
-fn attend_grad_width<const WIDTH: usize, const FUSED: bool>(segment: Segment, from: GradInputs<'_>, (dq, dk, dv, delta): GradOutputs<'_>, scratch: &mut Vec<f32>) {
+fn attend_grad_width<const WIDTH: usize, const FUSED: bool>(
+    segment: Segment,
+    from: GradInputs<'_>,
+    (dq, dk, dv, delta): GradOutputs<'_>,
+    dbias: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
     let (group, k_stride, scale) = (segment.heads / segment.kv_heads, segment.kv_heads * WIDTH, segment.scale);
+    let score_scale = if from.bias.is_some() { 1.0 } else { scale };
+    // Of a bias' gradient one part of each sum per lane, by the first lane's distance.
+    let distances = if dbias.is_empty() { 0 } else { segment.queries + segment.keys - 1 };
     for kv_head in 0..segment.kv_heads {
         let column = kv_head * WIDTH;
         // Gradients of keys and values, `[keys, WIDTH]` each, in lanes: one part of each sum per lane.
-        // Behind them probabilities and score gradients of a block of queries.
+        // Behind them probabilities and score gradients of a block of queries, and the bias' gradient of a head.
         scratch.clear();
-        scratch.resize((2 * segment.keys * WIDTH + 2 * segment.keys) * QUERIES, 0.0);
+        scratch.resize((2 * segment.keys * WIDTH + 2 * segment.keys + distances) * QUERIES, 0.0);
         let (dkeys, rest) = scratch.as_chunks_mut::<QUERIES>().0.split_at_mut(segment.keys * WIDTH);
         let (dvalues, rest) = rest.split_at_mut(segment.keys * WIDTH);
-        let (probs, dscores) = rest.split_at_mut(segment.keys);
+        let (probs, rest) = rest.split_at_mut(segment.keys);
+        let (dscores, dbiases) = rest.split_at_mut(segment.keys);
         for head in kv_head * group..(kv_head + 1) * group {
+            let biases = from.bias.map(|bias| (bias.head(head), bias.sizes()));
+            dbiases.fill([0.0; QUERIES]);
             for first in (0..segment.queries).step_by(QUERIES) {
                 let block = Block::new(&segment, head, first);
                 let (q, dout, out) = (block.load::<WIDTH>(from.q), block.load::<WIDTH>(from.dout), block.load::<WIDTH>(from.out));
@@ -239,12 +275,24 @@ fn attend_grad_width<const WIDTH: usize, const FUSED: bool>(segment: Segment, fr
                 for j in block.some.clone() {
                     let (k, v) = (&from.k[j * k_stride + column..][..WIDTH], &from.v[j * k_stride + column..][..WIDTH]);
                     let (mut p, mut ds) = (dot::<WIDTH, FUSED>(&q, k), dot::<WIDTH, FUSED>(&dout, v));
+                    if let Some((biases, sizes)) = biases {
+                        add_bias(&mut p, scale, biases, sizes.at(&segment, first, j));
+                    }
                     for i in 0..QUERIES {
-                        p[i] = exp(p[i] * scale - lse[i]);
+                        p[i] = exp(p[i] * score_scale - lse[i]);
                     }
                     block.mask(j, &mut p, 0.0);
                     for i in 0..QUERIES {
-                        ds[i] = p[i] * (ds[i] - deltas[i]) * scale;
+                        ds[i] = p[i] * (ds[i] - deltas[i]);
+                    }
+                    if distances > 0 {
+                        let to = &mut dbiases[segment.queries - 1 + j - first];
+                        for i in 0..QUERIES {
+                            to[i] += ds[i];
+                        }
+                    }
+                    for ds in &mut ds {
+                        *ds *= scale;
                     }
                     (probs[j], dscores[j]) = (p, ds);
                 }
@@ -259,6 +307,14 @@ fn attend_grad_width<const WIDTH: usize, const FUSED: bool>(segment: Segment, fr
                     add_products::<WIDTH, FUSED>(&mut dvalues[j * WIDTH..][..WIDTH], &p, &dout);
                 }
                 block.store(&dqs, dq);
+            }
+            if let (Some((_, sizes)), true) = (biases, distances > 0) {
+                let (to, last) = (&mut dbias[head * sizes.stride..][..sizes.stride], sizes.at(&segment, segment.queries - 1, 0));
+                for (distance, lanes) in dbiases.iter().enumerate() {
+                    for (lane, part) in lanes.iter().enumerate() {
+                        to[last + distance - lane] += part;
+                    }
+                }
             }
         }
         for (lanes, to) in [(&*dkeys, &mut *dk), (&*dvalues, &mut *dv)] {
