@@ -1,6 +1,7 @@
 //! Adapter folders: `adapter_model.safetensors` and `adapter_config.json`, of any method.
 
-use anyhow::{Context, Result};
+use crate::model::{ActivationFormat, WeightFormat, numbers};
+use anyhow::{Context, Result, ensure};
 use barycenter_engine::backbone::Backbone;
 use barycenter_engine::bottleneck::{BottleneckConfig, Bottlenecks};
 use barycenter_engine::chains::{Chains, ChainsConfig};
@@ -38,6 +39,9 @@ impl Adapter {
                 let mut side = SideConfig::new(reduction()?, 0);
                 side.taps = taps;
                 side.fusion = Fusion::of_config(&json);
+                if let Fusion::Gate { temperature } = side.fusion {
+                    ensure!(temperature.is_finite() && temperature > 0.0, "adapter_config.json has a gate_temperature of {temperature}: expected a number above 0");
+                }
                 if let Some(encoder_taps) = numbers("encoder_taps") {
                     let SideConfig { reduction, fusion, taps, .. } = side;
                     return Ok(Self::Chains(ChainsConfig { reduction, fusion, taps: Some(taps), encoder_taps: Some(encoder_taps) }));
@@ -57,9 +61,7 @@ impl Adapter {
 
     /// Reads a folder's description, and opens its tensors.
     pub fn open(folder: &Path) -> Result<(Self, FolderTensors)> {
-        let path = folder.join("adapter_config.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors", path.display()))?;
-        let adapter = Self::parse(&text).with_context(|| format!("the adapter in {} cannot be used", folder.display()))?;
+        let adapter = Self::parse(&config_text(folder)?).with_context(|| format!("the adapter in {} cannot be used", folder.display()))?;
         Ok((adapter, FolderTensors::open_file(&folder.join("adapter_model.safetensors"))?))
     }
 
@@ -103,9 +105,23 @@ impl Adapter {
             Self::Chains(_) => ("an encoder and a decoder", config.encoder.is_some()),
             Self::Lora(_) | Self::Bottlenecks(_) => return Ok(()),
         };
-        anyhow::ensure!(stands, "the adapter was trained beside a model of {beside}, and this {} is another kind: give the model it was trained with", config.family.model_type());
+        ensure!(stands, "the adapter was trained beside a model of {beside}, and this {} is another kind: give the model it was trained with", config.family.model_type());
         Ok(())
     }
+}
+
+/// What a model is held in that is not what it was held in when this folder's adapter was trained, in a sentence; adapters of PEFT
+/// do not say.
+pub fn other_numbers(folder: &Path, weights: WeightFormat, activations: ActivationFormat) -> Result<Option<String>> {
+    let config: serde_json::Value = serde_json::from_str(&config_text(folder)?).context("adapter_config.json is not JSON")?;
+    let other = |(key, held): (&str, String)| config[key].as_str().filter(|trained| *trained != held).map(|trained| format!("--{key} {trained}"));
+    let others: Vec<String> = numbers(weights, activations).into_iter().filter_map(other).collect();
+    Ok((!others.is_empty()).then(|| format!("the adapter was trained with {}: it gives what it learnt with the same", others.join(" "))))
+}
+
+fn config_text(folder: &Path) -> Result<String> {
+    let path = folder.join("adapter_config.json");
+    std::fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors", path.display()))
 }
 
 /// A folder that must hold a LoRA adapter.
@@ -113,5 +129,33 @@ pub fn read_lora(folder: &Path) -> Result<(LoraConfig, FolderTensors)> {
     match Adapter::open(folder)? {
         (Adapter::Lora(lora), tensors) => Ok((lora, tensors)),
         _ => anyhow::bail!("{} holds an adapter of another method: expected a LoRA adapter (adapter_config.json with peft_type)", folder.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_that_divides_by_nothing_is_refused() {
+        let parse = |temperature: &str| Adapter::parse(&format!(r#"{{"method":"parallel_adapter","version":1,"reduction":4,"taps":[0,2],"gate_temperature":{temperature}}}"#));
+        assert!(matches!(parse("0.1"), Ok(Adapter::Parallel(SideConfig { fusion: Fusion::Gate { .. }, .. }))));
+        for bad in ["0", "-1", "1e300"] {
+            assert!(parse(bad).is_err_and(|error| error.to_string().contains("gate_temperature")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_other_than_those_of_training_are_named() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let said = |config: &str, weights, activations| {
+            std::fs::write(folder.path().join("adapter_config.json"), config).expect("written");
+            other_numbers(folder.path(), weights, activations).expect("it is JSON")
+        };
+        let trained = r#"{"weights":"int8","activations":"int8"}"#;
+        assert_eq!(said(trained, WeightFormat::Int8, ActivationFormat::Int8), None);
+        assert!(said(trained, WeightFormat::Keep, ActivationFormat::F32).is_some_and(|said| said.contains("with --weights int8 --activations int8:")));
+        assert!(said(r#"{"weights":"keep"}"#, WeightFormat::F16, ActivationFormat::Int8).is_some_and(|said| said.contains("with --weights keep:")));
+        assert_eq!(said(r#"{"peft_type":"LORA"}"#, WeightFormat::Int4, ActivationFormat::Int8), None);
     }
 }

@@ -1,6 +1,6 @@
 //! `barycenter generate`.
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, other_numbers};
 use crate::backend::create_backend;
 use crate::model::{ActivationFormat, Model, WeightFormat, describe_weights};
 use anyhow::{Result, ensure};
@@ -51,6 +51,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
         let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
         adapter.iter().try_for_each(|(adapter, _)| adapter.check_stacks(config))?;
+        if let Some(folder) = &options.adapter
+            && let Some(note) = other_numbers(folder, options.weights, options.activations)?
+        {
+            eprintln!("{note}");
+        }
         let mut weights = opened.weights(options.weights)?;
         let model = Backbone::load(&device, config, &mut weights, &Parts::all(config))?;
         if options.weights != WeightFormat::Keep {

@@ -54,6 +54,14 @@ impl ActivationFormat {
     }
 }
 
+/// In which numbers a model is held and computes, as `adapter_config.json` says it.
+pub fn numbers(weights: WeightFormat, activations: ActivationFormat) -> [(&'static str, String); 2] {
+    fn word(value: &impl clap::ValueEnum) -> String {
+        value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+    [("weights", word(&weights)), ("activations", word(&activations))]
+}
+
 /// A model that was found, its config and its tokenizer.
 pub struct Model {
     /// Sizes.

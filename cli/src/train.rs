@@ -14,7 +14,7 @@ mod tuned;
 
 use crate::backend::create_backend;
 use crate::generate::{Beside, answer};
-use crate::model::{ActivationFormat, Model, WeightFormat};
+use crate::model::{ActivationFormat, Model, WeightFormat, numbers};
 use crate::output::{check_file, check_folder, write_file, write_folder};
 use anyhow::{Context, Result, ensure};
 use barycenter_engine::backbone::Backbone;
@@ -200,6 +200,16 @@ impl<'a> Job<'a> {
     /// The weights, as asked for.
     fn weights(&self) -> Result<Weights<Box<dyn TensorSource>>> {
         self.model.weights(self.options.weights)
+    }
+
+    /// The `adapter_config.json` of an adapter that PEFT does not know: what it is, the model beside which it was trained, and the
+    /// numbers that was held in.
+    fn describe(&self, mut adapter: serde_json::Value) -> Result<String> {
+        adapter["base_model"] = self.options.model.display().to_string().into();
+        for (key, held) in numbers(self.options.weights, self.options.activations) {
+            adapter[key] = held.into();
+        }
+        Ok(serde_json::to_string_pretty(&adapter)?)
     }
 
     /// Schedule and optimiser; a model's recommended learning rate is for the side network, so others have their own.

@@ -131,6 +131,8 @@ fn an_encoder_learns_classes_by_every_method() {
         if method == "lora" {
             assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["pooler", "classifier"])));
             assert!(config["target_modules"].as_array().expect("names").iter().all(|name| name != "dense"), "`dense` would be the pooler's too: {config}");
+        } else {
+            assert_eq!((&config["weights"], &config["activations"]), (&json!("keep"), &json!("f32")), "{method}: {config}");
         }
     }
     let held_out = folder.path().join("held_out.tsv");
@@ -164,6 +166,7 @@ fn an_encoder_learns_classes_from_components() {
         let config: Value = serde_json::from_str(&std::fs::read_to_string(out.join("adapter_config.json")).expect("written")).expect("JSON");
         let described = [&config["version"], &config["taps"], &config["components"], &config["sentences"], &config["encode_sentences"]].map(Value::clone);
         assert_eq!(described, [json!(2), json!([0, 2]), json!(6), json!(sentences), json!("separate")]);
+        assert_eq!((&config["weights"], config["base_model"].as_str()), (&json!("keep"), Some(text(&model))));
         assert_eq!(serde_json::from_str::<Value>(&std::fs::read_to_string(out.join("labels.json")).expect("written")).expect("JSON")["labels"], labels);
         let names = tensor_names(&out.join("adapter_model.safetensors"));
         let expected = ["head.weight", "side.mix", "cache.components.1", if sentences == 2 { "side.align.weight" } else { "side.layers.0.qkv.weight" }];

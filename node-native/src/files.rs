@@ -19,8 +19,17 @@ impl FolderStorage {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    /// A file directly in the folder: a part of its name may be a hash that a server has told.
+    fn place(&self, name: &str) -> Result<PathBuf, StorageError> {
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+        if name.is_empty() || name.starts_with('.') || !name.bytes().all(is_plain) {
+            return Err(StorageError::Failed(format!("{name:?} is no name of a file here: small letters, digits, `.`, `_` and `-` are")));
+        }
+        Ok(self.folder.join(name))
+    }
+
     fn open_now(&self, name: &str) -> Result<Box<dyn StorageFile>, StorageError> {
-        let path = self.folder.join(name);
+        let path = self.place(name)?;
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(|e| describe(&path, e))?;
         Ok(Box::new(OpenFile { file: RefCell::new(file), path }))
     }
@@ -31,7 +40,7 @@ impl FolderStorage {
     }
 
     fn remove_now(&self, name: &str) -> Result<(), StorageError> {
-        let path = self.folder.join(name);
+        let path = self.place(name)?;
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(describe(&path, e)),
             _ => Ok(()),
@@ -101,6 +110,17 @@ fn describe(path: &Path, error: std::io::Error) -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_do_not_lead_out_of_the_folder() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let storage = FolderStorage::new(&folder.path().join("inside")).expect("folder");
+        for name in ["../outside", "a/b", "a\\b", "..", "", "C:x", "weights-../../x.log"] {
+            assert!(storage.open_now(name).is_err() && storage.remove_now(name).is_err(), "{name}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).expect("there").count(), 1);
+        assert!(storage.open_now("weights-0f.log").is_ok());
+    }
 
     #[test]
     fn folder_storage_keeps_the_contract() {

@@ -106,7 +106,7 @@ async fn device_token(storage: &FolderStorage) -> Result<String> {
     Ok(barycenter_protocol::auth::to_hex(&bytes))
 }
 
-/// Memory a node offers by default: half of what the computer has, or 2 GiB where that cannot be read, bytes.
+/// Memory a node offers by default: half of what is free on the computer now, or 2 GiB where that cannot be read, bytes.
 pub fn default_memory_budget_bytes() -> u64 {
     let kilobytes = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;

@@ -31,8 +31,8 @@ macro_rules! kernels {
 }
 
 kernels![
-    "activate",
-    "activate_grad",
+    "activate" + "activation",
+    "activate_grad" + "activation",
     "adam_w",
     "add",
     "add_bias",
@@ -51,7 +51,7 @@ kernels![
     "embed_grad",
     "fill",
     "gate_mix",
-    "gate_mix_grad",
+    "gate_mix_grad" + "tree_sum",
     "gather_rows",
     "matmul" + "half" + "weights" + "operands",
     "matmul_registers" + "half" + "weights" + "operands",
@@ -69,8 +69,8 @@ kernels![
     "softmax_grad",
     "softmax_loss",
     "softmax_stats",
-    "sum_partials",
-    "sum_squares",
+    "sum_partials" + "tree_sum",
+    "sum_squares" + "tree_sum",
     "tap_scale" + "row_sum",
     "unpack_f16" + "half",
 ];

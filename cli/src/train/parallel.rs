@@ -17,7 +17,7 @@ use barycenter_engine::stage::{ForwardPass, StageRuntime};
 use barycenter_engine::tape::no_yield;
 use barycenter_engine::trainer::SampleEntries;
 use barycenter_model::names::Parts;
-use barycenter_model::{RawTensor, WeightType};
+use barycenter_model::RawTensor;
 use barycenter_protocol::SampleId;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -112,10 +112,9 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     job.print_exact_match(Some(before), after);
     job.print_example(&example_base, &example_tuned);
     if let Some(folder) = &options.out {
-        let mut adapter = json!({ "method": "parallel_adapter", "version": 1, "reduction": side_config.reduction, "taps": side_config.taps, "base_model": options.model.display().to_string(), "weights": WeightType::from(options.weights) });
+        let mut adapter = json!({ "method": "parallel_adapter", "version": 1, "reduction": side_config.reduction, "taps": side_config.taps });
         side_config.fusion.describe(&mut adapter);
-        let adapter = serde_json::to_string_pretty(&adapter)?;
-        write_result("adapter", folder, "adapter_model.safetensors", &tensors, &[("adapter_config.json", adapter.as_bytes())])?;
+        write_result("adapter", folder, "adapter_model.safetensors", &tensors, &[("adapter_config.json", job.describe(adapter)?.as_bytes())])?;
     }
     if let Some(path) = &options.json {
         let report = json!({ "losses": losses, "held_out": held_out, "epochs": epochs, "cache_bytes": cache.bytes(), "fill_peak_memory_bytes": fill_peak, "train_peak_memory_bytes": train_peak,

@@ -303,7 +303,6 @@ async fn write(job: &Job<'_>, training: &Training, weights: &mut Source, folder:
         Training::Version2(trainer) => trainer.tensors().await?,
         _ => trainer::tensors(training.trainer()).await?,
     };
-    let base = options.model.display().to_string();
     let labels = match &data.goal {
         Some(Goal::Classes(classes)) => Some(classes.0.clone()),
         Some(Goal::Number) => Some(Vec::new()),
@@ -318,24 +317,18 @@ async fn write(job: &Job<'_>, training: &Training, weights: &mut Source, folder:
             return write_model(&job.model.path, folder, &tensors, &model);
         }
         Training::Tuned(tuner) => match &tuner.inserts {
-            Inserts::Lora(lora) => PeftConfig::write(&lora.config, &base, config),
-            Inserts::Bottlenecks(adapters) => serde_json::to_string_pretty(&json!({
-                "method": "adapters", "version": 1, "reduction": adapters.config.reduction,
-                "layers": adapters.config.layers.clone().collect::<Vec<_>>(), "base_model": base
-            }))?,
+            Inserts::Lora(lora) => PeftConfig::write(&lora.config, &options.model.display().to_string(), config),
+            Inserts::Bottlenecks(adapters) => job.describe(adapters.config.to_json())?,
         },
-        Training::Version2(trainer) => serde_json::to_string_pretty(&trainer.side.config.to_json(&base))?,
+        Training::Version2(trainer) => job.describe(trainer.side.config.to_json())?,
         Training::Parallel(trainer, chains) => {
             let taps: Vec<&[usize]> = trainer.chains.layouts().map(|layout| layout.config().taps.as_slice()).collect();
-            let mut adapter = json!({
-                "method": "parallel_adapter", "version": 1, "reduction": chains.reduction,
-                "taps": taps.last(), "base_model": base
-            });
+            let mut adapter = json!({ "method": "parallel_adapter", "version": 1, "reduction": chains.reduction, "taps": taps.last() });
             chains.fusion.describe(&mut adapter);
             if let [encoder, _] = taps.as_slice() {
                 adapter["encoder_taps"] = json!(encoder);
             }
-            serde_json::to_string_pretty(&adapter)?
+            job.describe(adapter)?
         }
     };
     let labels = labels.map(|labels| serde_json::to_string_pretty(&json!({ "task": if labels.is_empty() { "regress" } else { "classify" }, "labels": labels }))).transpose()?;

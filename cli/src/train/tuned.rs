@@ -112,10 +112,7 @@ pub(super) async fn run(job: &Job<'_>) -> Result<()> {
     let tensors = tuner.tensors().await?;
     let adapter = match &tuner.inserts {
         Inserts::Lora(lora) => PeftConfig::write(&lora.config, &options.model.display().to_string(), config),
-        Inserts::Bottlenecks(adapters) => serde_json::to_string_pretty(&json!({
-            "method": "adapters", "version": 1, "reduction": adapters.config.reduction,
-            "layers": adapters.config.layers.clone().collect::<Vec<_>>(), "base_model": options.model.display().to_string()
-        }))?,
+        Inserts::Bottlenecks(adapters) => job.describe(adapters.config.to_json())?,
     };
     let model = Adapter::parse(&adapter)?.whole_model(device, config, &mut weights, |name| tensors.get(name).cloned())?;
     drop(tuner);

@@ -45,6 +45,11 @@ pub struct BottleneckConfig {
 }
 
 impl BottleneckConfig {
+    /// What `adapter_config.json` says of it.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "method": "adapters", "version": 1, "reduction": self.reduction, "layers": self.layers.clone().collect::<Vec<_>>() })
+    }
+
     /// Names and shapes of all parameters: `layers.{i}.{attention|feed_forward}.{down|up}.{weight|bias}`, behind `encoder.`
     /// and `decoder.` where the model has two stacks.
     ///

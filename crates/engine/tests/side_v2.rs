@@ -71,7 +71,7 @@ fn what_is_written_loads_again_with_equal_logits() {
         let written = tempfile::tempdir().unwrap();
         let path = written.path().join("adapter_model.safetensors");
         std::fs::write(&path, barycenter_model::write_safetensors(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &BTreeMap::new())).unwrap();
-        let text = serde_json::to_string(&run.side.to_json("base")).unwrap();
+        let text = serde_json::to_string(&run.side.to_json()).unwrap();
         let config = SideV2Config::from_json(&serde_json::from_str(&text).unwrap()).unwrap();
         assert_eq!(config, run.side);
         let mut file = barycenter_model::FolderTensors::open_file(&path).unwrap();

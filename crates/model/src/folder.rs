@@ -31,8 +31,7 @@ pub(crate) struct WeightFile {
     pub(crate) name: String,
     /// Its table.
     pub(crate) header: SafetensorsHeader,
-    /// Its bytes.
-    pub(crate) map: Mmap,
+    map: Mmap,
 }
 
 impl FolderTensors {
@@ -80,8 +79,7 @@ impl FolderTensors {
         for file in &self.files {
             for (name, entry) in &file.header.tensors {
                 let Some((named, original)) = self.find(name).filter(|(named, _)| named.name != file.name) else { continue };
-                let bytes = |file: &WeightFile, entry: &TensorEntry| file.map[entry.start as usize..entry.end as usize].to_vec();
-                if original.shape != entry.shape || original.dtype != entry.dtype || bytes(named, original) != bytes(file, entry) {
+                if original.shape != entry.shape || original.dtype != entry.dtype || named.bytes(original) != file.bytes(entry) {
                     return Err(ModelError::BadIndex { reason: format!("says that `{name}` is in {}, and {} holds another tensor of that name", named.name, file.name) });
                 }
             }
@@ -120,8 +118,7 @@ impl FolderTensors {
 impl TensorSource for FolderTensors {
     fn load(&mut self, name: &str) -> Result<RawTensor, ModelError> {
         let (file, entry) = self.find(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_string() })?;
-        let bytes = file.map[entry.start as usize..entry.end as usize].to_vec();
-        Ok(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
+        Ok(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes: file.bytes(entry).to_vec() })
     }
 
     fn entry(&self, name: &str) -> Option<TensorEntry> {
@@ -133,8 +130,7 @@ impl TensorSource for FolderTensors {
         let range = row_bytes(name, &entry.shape, entry.dtype, &rows)?;
         let mut shape = entry.shape.clone();
         shape[0] = rows.len();
-        let start = entry.start as usize;
-        Ok(RawTensor { dtype: entry.dtype, shape, bytes: file.map[start + range.start..start + range.end].to_vec() })
+        Ok(RawTensor { dtype: entry.dtype, shape, bytes: file.bytes(entry)[range].to_vec() })
     }
 }
 
@@ -148,6 +144,12 @@ impl WeightFile {
         let header = SafetensorsHeader::parse(&map).map_err(|error| error.in_file(name))?;
         header.check_length(name, map.len() as u64)?;
         Ok(Self { name: name.to_string(), header, map })
+    }
+
+    /// The bytes of a tensor of this file.
+    pub(crate) fn bytes(&self, entry: &TensorEntry) -> &[u8] {
+        // The header's places were checked against the file's length.
+        &self.map[entry.start as usize..entry.end as usize]
     }
 }
 

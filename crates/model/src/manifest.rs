@@ -139,7 +139,7 @@ impl ManifestTensor {
             .check_weight(name, expected)?;
         let elements = self.shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
         let needed = elements.and_then(|elements| self.dtype.len_bytes(elements));
-        if needed.map(|needed| needed as u64) != Some(self.len_bytes) {
+        if needed.map(|needed| needed as u64) != Some(self.len_bytes) || self.offset.checked_add(self.len_bytes).is_none() {
             return Err(ModelError::WrongContent { name: name.to_string() });
         }
         Ok(())
@@ -190,7 +190,7 @@ impl Manifest {
             .places()
             .map(|(name, at)| {
                 let entry = &files[at].header.tensors[name];
-                let bytes = &files[at].map[entry.start as usize..entry.end as usize];
+                let bytes = files[at].bytes(entry);
                 crate::check_finite(name, entry.dtype, bytes)?;
                 let tensor = ManifestTensor {
                     dtype: entry.dtype,

@@ -110,6 +110,9 @@ fn a_manifest_fetches_only_its_parts_and_checks_them() {
             names.sort_unstable();
             assert_eq!(got, names);
         }
+        let mut beyond = manifest.clone();
+        beyond.tensors.values_mut().for_each(|tensor| tensor.offset = u64::MAX - 1);
+        assert!(matches!(beyond.entries(&config, &Parts::all(&config)), Err(ModelError::WrongContent { .. })), "a place beyond any file");
     }
 }
 

@@ -44,6 +44,8 @@ const REPEAT_MILLIS: u32 = 200;
 /// well below a second, or never comes. The coordinator waits ten seconds for links before it plans without them.
 const MAX_LOOKS: u32 = 20;
 const NO_DIRECT_CONNECTION: &str = "no direct connection came about: both devices must be in one network, without a firewall or the Wi-Fi's client isolation between them";
+/// What a message that nobody has read takes beside its bytes, about: many small ones are as much as a few large ones.
+const MESSAGE_OVERHEAD_BYTES: usize = 256;
 /// After so many events in one go the other tasks of this thread get their turn.
 const EVENTS_PER_TURN: u32 = 64;
 
@@ -149,7 +151,7 @@ enum Phase {
     Up,
 }
 
-/// Message, data, and the length of both.
+/// Message, data, and what both take unread.
 type Early = (PeerMessage, Bytes, usize);
 
 impl Link {
@@ -424,7 +426,7 @@ impl Link {
             PeerMessage::Pong(number) => self.measure(|measuring, now| measuring.on_pong(number, now))?,
             PeerMessage::ProbeResult { bytes, micros } => self.measure(|measuring, now| measuring.on_result(bytes, micros, now))?,
             message => {
-                let bytes = body.len();
+                let bytes = body.len() + MESSAGE_OVERHEAD_BYTES;
                 if self.unread.get() + bytes > self.context.config.max_unread_bytes {
                     return Err(format!("the other device sent more than {} bytes that were not asked for", self.context.config.max_unread_bytes).into());
                 }

@@ -28,8 +28,8 @@ pub struct TransportConfig {
     pub set_up_timeout_millis: u32,
     /// A link of which nothing was heard for so long (after the connection noticed) is given up, milliseconds.
     pub silence_millis: u32,
-    /// Bytes of messages that came over one link and were not read from [`TransportEvents`]; a peer that sends more
-    /// than the protocol's steps can leave unread loses its link.
+    /// Bytes of messages that came over one link and were not read from [`TransportEvents`], with some for each message; a peer
+    /// that sends more than the protocol's steps can leave unread loses its link.
     pub max_unread_bytes: usize,
     /// All links go through the server, for a network that is known to allow no others.
     pub relay_only: bool,

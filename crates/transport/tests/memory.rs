@@ -210,8 +210,8 @@ fn a_peer_that_never_answers_is_given_up_in_time() {
     });
 }
 
-#[test]
-fn a_peer_that_floods_loses_its_link() {
+/// Node 1 sends so many messages of that length to node 2, which may leave 1 MiB unread.
+fn flood(messages: u32, len: usize) {
     local(async {
         let network = MemoryNetwork::default();
         let mut config = TransportConfig::new(TWO, common::secret(1));
@@ -226,13 +226,20 @@ fn a_peer_that_floods_loses_its_link() {
                 up += 1;
             }
         }
-        for step in 0..4 {
-            let _ = pair.a.send(TWO, bulk(step), Bytes::from(vec![0; 400_000])).await;
+        for step in 0..messages {
+            let _ = if len > 0 { pair.a.send(TWO, bulk(step), Bytes::from(vec![0; len])).await } else { pair.a.send(TWO, small(step), Bytes::new()).await };
         }
         // Nobody read in the meantime.
         platform::sleep(1_000).await;
         assert!(down(&mut pair, 2).await.contains("not asked for"));
     });
+}
+
+#[test]
+fn a_peer_that_floods_loses_its_link() {
+    flood(4, 400_000);
+    // Small ones by themselves are 100 kB, but each takes more than its bytes.
+    flood(5_000, 0);
 }
 
 #[test]

@@ -136,12 +136,11 @@ impl SideV2Config {
         }
     }
 
-    /// What `adapter_config.json` says.
-    pub fn to_json(&self, base_model: &str) -> Value {
+    /// What `adapter_config.json` says of it.
+    pub fn to_json(&self) -> Value {
         json!({
             "method": "parallel_adapter", "version": 2, "reduction": self.reduction, "taps": self.taps, "components": self.components,
-            "cache_dtype": "int8", "encode_sentences": "separate", "sentences": self.sentences, "dropout": self.dropout,
-            "base_model": base_model
+            "cache_dtype": "int8", "encode_sentences": "separate", "sentences": self.sentences, "dropout": self.dropout
         })
     }
 
