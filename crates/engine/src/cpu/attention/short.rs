@@ -12,8 +12,11 @@ use std::cell::RefCell;
 /// Keys and values of a head, transposed, hold at most this many values each (32 KiB).
 const HEAD_VALUES: usize = 1 << 13;
 
-/// Whether these functions apply: short segments that lie one behind the other, enough of them for all threads, and of a bias
-/// a row for each of their distances.
+/// A segment of as many keys is worth one thread even where the others have none.
+const ALONE: u32 = 512;
+
+/// Whether these functions apply: short segments that lie one behind the other, and of a bias a row for each of their distances. How
+/// many segments there are and how many threads matters only for longer ones: sums do not depend on what else is in the batch.
 pub(super) fn applies(inputs: &Inputs<'_>, shape: &AttentionShape) -> bool {
     let (mut q_end, mut k_end, mut longest, mut most) = (0, 0, 0, 0);
     for row in inputs.table.chunks_exact(4) {
@@ -25,7 +28,8 @@ pub(super) fn applies(inputs: &Inputs<'_>, shape: &AttentionShape) -> bool {
     }
     let values = (longest as usize).next_multiple_of(LANES) * shape.head_dim as usize;
     let has_distances = inputs.bias.is_none() || longest.max(most) <= shape.bias_zero + 1;
-    has_distances && values <= HEAD_VALUES && inputs.table.len() >= 8 * simd::threads()
+    let shared_out = longest <= ALONE || inputs.table.len() >= 8 * simd::threads();
+    has_distances && values <= HEAD_VALUES && shared_out
 }
 
 /// Values of one thread, kept from call to call.
