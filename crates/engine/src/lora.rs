@@ -8,7 +8,9 @@ mod gguf;
 mod modules;
 mod peft;
 
-pub(crate) use peft::{PREFIX as PEFT_PREFIX, find_stored};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use peft::PREFIX as PEFT_PREFIX;
+pub(crate) use peft::find_stored;
 pub use gguf::to_gguf;
 pub use modules::{LoraConfig, LoraModule, Patterns, lora_modules};
 pub use peft::{PeftConfig, PeftTask, peft_name, peft_saved_name};
