@@ -31,11 +31,9 @@ test('a phone that nobody reaches directly trains with the others through the se
   const { links, nodes } = await household.snapshot();
   assert.equal(links.length, 1);
   assert.ok(links[0].relayed, 'the link goes through the server');
-  // What of it depends on the plan: with a device that is much slower, side gradients need not come back, nor all of them train.
-  for (const { name, counters: { links } } of nodes) {
-    const bytes = links.reduce((sum, link) => sum + link.activations_bytes + link.side_gradients_bytes + link.adapter_gradients_bytes + link.cache_bytes, 0);
-    assert.ok(bytes > 10_000, `${name} sent ${bytes} bytes of tensors through the server`);
-  }
+  // What goes over it depends on the plan: side gradients need not come back, nor need both train.
+  const sent = nodes.flatMap(({ counters }) => counters.links).reduce((sum, link) => sum + link.activations_bytes + link.side_gradients_bytes + link.adapter_gradients_bytes + link.cache_bytes, 0);
+  assert.ok(sent > 50_000, `${sent} bytes of tensors went through the server`);
   assert.match(await page.locator('body').innerText(), /relayed/);
   assert.deepEqual(problems, []);
   await desktop.end();
