@@ -7,7 +7,6 @@ usage: python bench/method/both.py --model DIR --data DIR [--task mrpc] [--last 
 The sentences of a pair are run each by itself, with the backbone's own dropout in the trained layers. `--no-side` leaves the side network
 out: LoRA alone over the same cache, with the same pooled means and the same head. `--last 6` is LoRA on all layers.
 """
-import argparse
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn as nn
 
 from cache import bytes_per_sample, pool, principal_components, project, stored_as
 from data import read_rows, tokenise
-from lora import add_lora
+from lora import add_lora, argument_parser, run_layers
 from rows import SENTENCE, V2
 from side import Side
 from table import MAX_TOKENS, SPLITS
@@ -44,14 +43,8 @@ class Both(nn.Module):
         """x: [cached taps, batch, T, p], components of the taps below and at the boundary; beside: their pooled means, the
         boundary scaled to unit root mean square [batch, T, d], and its scale [batch, T]."""
         pooled, boundary, scale = beside
-        real = sentence >= 0
-        sees = real[:, None, :] & ((sentence[:, None, :] == sentence[:, :, None]) | ~real[:, :, None])
-        mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
-        h = boundary * scale[..., None]
         taps, pools = [], []
-        for i, layer in enumerate(self.layers):
-            h = layer(h, attention_mask=mask)
-            h = h[0] if isinstance(h, tuple) else h
+        for i, h in enumerate(run_layers(self.layers, boundary * scale[..., None], sentence, separate=True)):
             if (len(self.layers) - 1 - i) % 2 == 0:
                 tap = h / h.pow(2).mean(-1, keepdim=True).add(1e-6).sqrt()
                 at = len(x) + len(taps)
@@ -67,21 +60,10 @@ class Both(nn.Module):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', required=True)
-    parser.add_argument('--data', required=True)
-    parser.add_argument('--task', default='mrpc', choices=('mrpc', 'sst2'))
-    parser.add_argument('--last', type=int, default=2)
-    parser.add_argument('--rank', type=int, default=8)
+    parser = argument_parser(__doc__, last=2, rate=1e-3)
     parser.add_argument('--width', type=int, default=48)
     parser.add_argument('--boundary', default='int8', choices=('f32', 'f16', 'int8'))
-    parser.add_argument('--full', action='store_true')
     parser.add_argument('--no-side', action='store_true')
-    parser.add_argument('--epochs', type=int, default=4)
-    parser.add_argument('--rate', type=float, default=1e-3)
-    parser.add_argument('--seeds', type=int, default=1)
-    parser.add_argument('--first-seed', type=int, default=0)
-    parser.add_argument('--threads', type=int, default=1)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     model = backbone(a.model)

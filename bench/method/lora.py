@@ -40,6 +40,19 @@ def add_lora(layers, rank, full):
             attention.query, attention.value = Lora(attention.query, rank, 2 * rank), Lora(attention.value, rank, 2 * rank)
 
 
+def run_layers(layers, h, sentence, separate):
+    """What leaves each of the layers. h: [batch, T, d]; `separate`: the sentences of a pair do not see one another."""
+    real = sentence >= 0
+    sees = real[:, None, :]
+    if separate:
+        sees = sees & ((sentence[:, None, :] == sentence[:, :, None]) | ~real[:, :, None])
+    mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
+    for layer in layers:
+        h = layer(h, attention_mask=mask)
+        h = h[0] if isinstance(h, tuple) else h
+        yield h
+
+
 class Tail(nn.Module):
     """layers: the backbone's last m; `full` trains them whole, otherwise LoRA on query and value."""
 
@@ -52,15 +65,9 @@ class Tail(nn.Module):
 
     def forward(self, x, rms, sentence):
         """x: [1, batch, T, d], the boundary scaled to unit root mean square; rms: [1, batch, T]."""
-        real = sentence >= 0
-        sees = real[:, None, :]
-        if self.separate:
-            sees = sees & ((sentence[:, None, :] == sentence[:, :, None]) | ~real[:, :, None])
-        mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
         h = x[0] * rms[0][..., None]
-        for layer in self.layers:
-            h = layer(h, attention_mask=mask)
-            h = h[0] if isinstance(h, tuple) else h
+        for h in run_layers(self.layers, h, sentence, self.separate):
+            pass
         if self.pooling == 'cls':
             return self.head(self.drop(h[:, 0]))
         h = h / h.pow(2).mean(-1, keepdim=True).add(1e-6).sqrt()
@@ -69,21 +76,27 @@ class Tail(nn.Module):
         return self.head(self.drop(torch.cat([(u - v).abs(), u * v], -1)))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def argument_parser(description, last, rate):
+    """What this script and both.py have in common; `last` and `rate` are their usual values."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', required=True)
     parser.add_argument('--data', required=True)
     parser.add_argument('--task', default='mrpc', choices=('mrpc', 'sst2'))
-    parser.add_argument('--last', type=int, default=6)
-    parser.add_argument('--head', default='pair', choices=('cls', 'pair'))
+    parser.add_argument('--last', type=int, default=last)
     parser.add_argument('--rank', type=int, default=8)
     parser.add_argument('--full', action='store_true')
-    parser.add_argument('--separate', action='store_true')
     parser.add_argument('--epochs', type=int, default=4)
-    parser.add_argument('--rate', type=float, default=5e-4)
+    parser.add_argument('--rate', type=float, default=rate)
     parser.add_argument('--seeds', type=int, default=1)
     parser.add_argument('--first-seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=1)
+    return parser
+
+
+def main():
+    parser = argument_parser(__doc__, last=6, rate=5e-4)
+    parser.add_argument('--head', default='pair', choices=('cls', 'pair'))
+    parser.add_argument('--separate', action='store_true')
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     model = backbone(a.model)

@@ -68,7 +68,7 @@ kernels![
     "segment_max_grad",
     "softmax_grad",
     "softmax_loss",
-    "softmax_stats",
+    "softmax_stats" + "tree_sum",
     "sum_partials" + "tree_sum",
     "sum_squares" + "tree_sum",
     "tap_scale" + "row_sum",

@@ -22,8 +22,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> total: array<f32>;
 @group(0) @binding(5) var<storage, read_write> goal: array<f32>;
 
-var<workgroup> partial: array<f32, 256>;
-
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -54,16 +52,9 @@ fn main(
     for (var c = lane; c < params.cols; c += 256u) {
         sum += exp(logits[first + c] - new_peak);
     }
-    partial[lane] = sum;
-    workgroupBarrier();
-    for (var s = 128u; s > 0u; s = s / 2u) {
-        if lane < s {
-            partial[lane] += partial[lane + s];
-        }
-        workgroupBarrier();
-    }
+    let chunk = tree_sum(lane, sum);
     if lane == 0u {
-        total[params.total_at + row] = total[params.total_at + row] * exp(max(old - new_peak, -200.0)) + partial[0];
+        total[params.total_at + row] = total[params.total_at + row] * exp(max(old - new_peak, -200.0)) + chunk;
         peak[params.peak_at + row] = new_peak;
         let column = labels[params.labels_at + row] - params.first_class; // wraps below: then too large
         if column < params.cols {
